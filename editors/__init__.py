@@ -1,0 +1,1 @@
+"""Implicit neural representations of images, and learned edits of their weights."""
