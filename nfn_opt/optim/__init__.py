@@ -1,0 +1,27 @@
+"""Optimizers that are learned: pure update rules, and a :class:`torch.optim.Optimizer` that applies them."""
+
+from nfn_opt.optim.bundled import available_rules, pretrained
+from nfn_opt.optim.classic import AdamConfig, AdamRule, SGDConfig, SGDRule
+from nfn_opt.optim.mlp import MLPConfig, MLPRule
+from nfn_opt.optim.rule import State, UpdateRule, make_rule, register_rule
+from nfn_opt.optim.shell import LearnedOptimizer
+from nfn_opt.optim.storage import load_rule, rule_metadata, save_rule
+
+__all__ = [
+    "AdamConfig",
+    "AdamRule",
+    "LearnedOptimizer",
+    "MLPConfig",
+    "MLPRule",
+    "SGDConfig",
+    "SGDRule",
+    "State",
+    "UpdateRule",
+    "available_rules",
+    "load_rule",
+    "make_rule",
+    "pretrained",
+    "register_rule",
+    "rule_metadata",
+    "save_rule",
+]

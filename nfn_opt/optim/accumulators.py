@@ -1,0 +1,141 @@
+r"""Running means of the gradient that learned rules read: momenta, second moment and factored second moments.
+
+All start at zero and are corrected for that only where a rule says so. With the clipped gradient :math:`g`
+of one tensor, decays :math:`d_k, d_v, f_k`, and the largest and second largest axis :math:`a_0, a_1` of the
+tensor as viewed (arXiv:2602.19142, and Adafactor, arXiv:1804.04235):
+
+.. math::
+    m_k &\leftarrow d_k m_k + (1 - d_k) g \qquad
+    v \leftarrow d_v v + (1 - d_v) g^2 \\
+    r_k &\leftarrow f_k r_k + (1 - f_k) \operatorname{mean}_{a_0}(g^2 + 10^{-30}) \qquad
+    c_k \leftarrow f_k c_k + (1 - f_k) \operatorname{mean}_{a_1}(g^2 + 10^{-30})
+
+A tensor with fewer than two axes has no :math:`c_k`, and its :math:`r_k` is not averaged over any axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from nfn_opt.optim.layout import Layout
+from nfn_opt.optim.rule import Tensors
+
+TensorStates = dict[str, dict[str, Tensor]]
+
+TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Accumulated:
+    """The running means after a gradient was taken in.
+
+    Attributes:
+        layout: Where each tensor lies in the flat vectors.
+        step: Number of gradients taken in by each tensor, a list of int64 tensors of shape ``()``.
+        momentum: ``(M, N)``.
+        second_moment: ``(N,)``.
+        rows: For each tensor ``(K, *shape)`` with the largest axis averaged to 1; empty where not kept.
+        columns: Likewise with the second largest axis averaged; ``None`` for a tensor of fewer than two axes.
+    """
+
+    layout: Layout
+    step: list[Tensor]
+    momentum: Tensor
+    second_moment: Tensor
+    rows: list[Tensor]
+    columns: list[Tensor | None]
+
+    def state(self) -> TensorStates:
+        """What to remember for each tensor, shapes as stored where nothing is averaged."""
+        momenta, squares = self.layout.split(self.momentum), self.layout.split(self.second_moment)
+        states = {}
+        for i, segment in enumerate(self.layout.segments):
+            shape = segment.spec.shape
+            state = {"step": self.step[i], "momentum": momenta[i].reshape(-1, *shape)}
+            state["second_moment"] = squares[i].reshape(shape)
+            if self.rows:
+                state["row"] = self.rows[i]
+                column = self.columns[i]
+                if column is not None:
+                    state["column"] = column
+            states[segment.name] = state
+        return states
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accumulators:
+    """The running means that a rule keeps; see the module for their formulas.
+
+    Attributes:
+        momentum_decays: :math:`d_k`.
+        second_moment_decay: :math:`d_v`.
+        factor_decays: :math:`f_k`; empty if no factored second moments are kept.
+    """
+
+    momentum_decays: tuple[float, ...]
+    second_moment_decay: float
+    factor_decays: tuple[float, ...]
+
+    def init(self, layout: Layout, params: Tensors) -> TensorStates:
+        """States of zero, with the dtype and device of the parameters."""
+        states: TensorStates = {}
+        for segment in layout.segments:
+            p = params[segment.name]
+            states[segment.name] = {
+                "step": torch.zeros((), dtype=torch.int64, device=p.device),
+                "momentum": p.new_zeros(len(self.momentum_decays), *segment.spec.shape),
+                "second_moment": p.new_zeros(segment.spec.shape),
+            }
+            for which, key in enumerate(("row", "column")):
+                if self.factor_decays and (segment.factored is not None or key == "row"):
+                    shape = (
+                        segment.spec.view_shape if segment.factored is None else segment.averaged_shape(which)
+                    )
+                    states[segment.name][key] = p.new_zeros(len(self.factor_decays), *shape)
+        return states
+
+    def update(self, layout: Layout, gradient: Tensor, states: TensorStates) -> Accumulated:
+        """Take in a flat gradient ``(N,)``."""
+        square = gradient * gradient
+        momentum = _mix(layout.gather(states, "momentum"), gradient, self.momentum_decays)
+        old = torch.cat([states[s.name]["second_moment"].reshape(-1) for s in layout.segments])
+        rows, columns = self._factors(layout, square, states)
+        return Accumulated(
+            layout=layout,
+            step=[states[segment.name]["step"] + 1 for segment in layout.segments],
+            momentum=momentum,
+            second_moment=torch.lerp(old, square, 1 - self.second_moment_decay),
+            rows=rows,
+            columns=columns,
+        )
+
+    def _factors(
+        self, layout: Layout, square: Tensor, states: TensorStates
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        rows: list[Tensor] = []
+        columns: list[Tensor | None] = []
+        if not self.factor_decays:
+            return rows, columns
+        for segment, flat in zip(layout.segments, layout.split(square), strict=True):
+            viewed, state = flat.reshape(segment.spec.view_shape), states[segment.name]
+            if segment.factored is None:
+                rows.append(_mix(state["row"], viewed + TINY, self.factor_decays))
+                columns.append(None)
+                continue
+            means = [viewed.mean(axis, keepdim=True) + TINY for axis in segment.factored]
+            rows.append(_mix(state["row"], means[0], self.factor_decays))
+            columns.append(_mix(state["column"], means[1], self.factor_decays))
+        return rows, columns
+
+
+def _mix(old: Tensor, new: Tensor, decays: tuple[float, ...]) -> Tensor:
+    """``d_k old_k + (1 - d_k) new`` for ``old`` of shape ``(K, *shape)`` and ``new`` of shape ``shape``."""
+    rates = _constant(tuple(1 - d for d in decays), old).reshape(-1, *[1] * new.dim())
+    return torch.lerp(old, new.expand_as(old), rates)
+
+
+def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)

@@ -1,0 +1,97 @@
+"""All tensors of a network as one flat vector: elementwise work is then one operation, not one a tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nfn_opt.weight_space import TensorSpec, WeightSpace
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Where one tensor lies in the flat vector.
+
+    Attributes:
+        spec: The tensor; all work is done on the shape as viewed, whose axes are what permutations act on.
+        factored: The axes averaged away by the row and by the column statistics: the largest and the
+            second largest; ``None`` for a tensor with fewer than two axes.
+    """
+
+    spec: TensorSpec
+    factored: tuple[int, int] | None
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter."""
+        return self.spec.name
+
+    @property
+    def kind(self) -> int:
+        """0 for a tensor with two or more axes, 1 for a vector or scalar."""
+        return 1 if self.factored is None else 0
+
+    def averaged_shape(self, which: int) -> tuple[int, ...]:
+        """The viewed shape with the row (``which=0``) or column (``which=1``) statistics' axis set to 1."""
+        assert self.factored is not None
+        return tuple(1 if i == self.factored[which] else n for i, n in enumerate(self.spec.view_shape))
+
+
+class Layout:
+    """The order and shapes of some tensors of a weight space in a flat vector of ``N`` entries.
+
+    Example:
+        >>> tensors = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
+        >>> layout = Layout.of(WeightSpace.independent(tensors), ("w", "b"))
+        >>> layout.flatten(tensors).shape
+        torch.Size([8])
+        >>> layout.segments[0].averaged_shape(0)
+        (2, 1)
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self.segments = tuple(Segment(spec, largest_axes(spec.view_shape)) for spec in specs)
+        self.sizes = [segment.spec.numel for segment in self.segments]
+
+    @staticmethod
+    def of(space: WeightSpace, names: Sequence[str]) -> Layout:
+        """The layout of the named tensors of a space; kept for the next call."""
+        return _layout(space, tuple(names))
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Concatenate tensors of stored shapes to ``(N,)``."""
+        return torch.cat([tensors[segment.name].reshape(-1) for segment in self.segments])
+
+    def gather(self, states: Mapping[str, Mapping[str, Tensor]], key: str) -> Tensor:
+        """Concatenate the entries ``key`` of per-tensor states, ``(K, *shape)`` each, to ``(K, N)``."""
+        return torch.cat([states[segment.name][key].flatten(1) for segment in self.segments], dim=1)
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Cut ``(..., N)`` into one ``(..., n)`` for each tensor."""
+        return torch.split(flat, self.sizes, dim=-1)
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(space: WeightSpace, names: tuple[str, ...]) -> Layout:
+    return Layout([space[name] for name in names])
+
+
+def largest_axes(shape: Sequence[int]) -> tuple[int, int] | None:
+    """The largest and second largest axis of a shape, ``None`` where it has fewer than two.
+
+    Of axes of equal size, kernel positions come last, then inputs, then outputs, as in the reference
+    implementation, which stores weights as (positions, inputs, outputs).
+
+    Example:
+        >>> largest_axes((32, 64)), largest_axes((5, 5)), largest_axes((16, 8, 3, 3)), largest_axes((7,))
+        ((1, 0), (0, 1), (0, 1), None)
+    """
+    if len(shape) < 2:
+        return None
+    stored_as = (*range(2, len(shape)), 1, 0)
+    second, first = sorted(stored_as, key=lambda axis: shape[axis])[-2:]
+    return first, second

@@ -1,0 +1,212 @@
+"""What the learned rules share: configuration, state, features, the Adam direction, step size and output."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nfn_opt.optim.accumulators import Accumulated, Accumulators
+from nfn_opt.optim.features import EPS, FEATURES, USES_FACTORS, Inputs, time_features
+from nfn_opt.optim.first_layer import FeatureLinear
+from nfn_opt.optim.layout import Layout
+from nfn_opt.optim.rule import State, Tensors, UpdateRule, closest
+from nfn_opt.optim.step_size import StepSize
+from nfn_opt.weight_space import WeightSpace
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedConfig:
+    """Options that all learned rules have.
+
+    Attributes:
+        lr: Initial step size.
+        base: What the correction is added to: the direction of Adam, or nothing.
+        correction: Initial factor of the correction, learned from there on.
+        output_scale: Scale of the last layer's initial weights; together with ``correction`` it makes the
+            rule start close to its base.
+        features: Names of the features, see :mod:`nfn_opt.optim.features`.
+        use_time: Whether the correction also sees the time features.
+        momentum_decays: Decays of the momenta; the first is that of the Adam direction.
+        second_moment_decay: Decay of the second moment.
+        factor_decays: Decays of the factored second moments.
+        gradient_clip: Entries of the gradient are first cut to this absolute value.
+        eps: Of the Adam direction.
+        normalise_output: Whether the direction of each tensor is divided by its root mean square.
+        schedule: Whether the step size depends on time.
+        by_kind: Whether matrices and vectors have their own step sizes.
+    """
+
+    lr: float = 3e-3
+    base: Literal["adam", "none"] = "adam"
+    correction: float = 0.1
+    output_scale: float = 0.1
+    features: tuple[str, ...] = FEATURES
+    use_time: bool = True
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    second_moment_decay: float = 0.95
+    factor_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    gradient_clip: float = 1000.0
+    eps: float = 1e-8
+    normalise_output: bool = False
+    schedule: bool = True
+    by_kind: bool = True
+
+    def __post_init__(self) -> None:
+        for field in ("features", "momentum_decays", "factor_decays"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if self.base not in ("adam", "none"):
+            raise ValueError(f"base is {self.base!r}, expected 'adam' or 'none'")
+        check_features(self.features)
+        if not self.momentum_decays:
+            raise ValueError("momentum_decays is empty, expected at least one decay, such as (0.9,)")
+        if self.needs_factors and len(self.factor_decays) != len(self.momentum_decays):
+            raise ValueError(
+                f"factor_decays has {len(self.factor_decays)} values, expected "
+                f"{len(self.momentum_decays)} as in momentum_decays; their products are features"
+            )
+        for value in (*self.momentum_decays, self.second_moment_decay, *self.factor_decays):
+            if not 0 <= value < 1:
+                raise ValueError(f"a decay is {value!r}, expected a number in [0, 1)")
+        for field in ("lr", "gradient_clip", "eps", "output_scale"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, expected a positive number")
+
+    @property
+    def needs_factors(self) -> bool:
+        """Whether a feature reads the factored second moments; if none does, they are not kept."""
+        return not USES_FACTORS.isdisjoint(self.features)
+
+
+def check_features(features: Sequence[str]) -> None:
+    """Refuse names that are no features, duplicates, and an empty list."""
+    for i, feature in enumerate(features):
+        if feature not in FEATURES:
+            raise ValueError(
+                f"there is no feature {feature!r}{closest(feature, list(FEATURES))}; expected {FEATURES}"
+            )
+        if feature in features[:i]:
+            raise ValueError(f"the feature {feature!r} is listed twice; name each once")
+    if all(feature in ("row", "column", "inverse_root_row", "inverse_root_column") for feature in features):
+        raise ValueError(
+            f"features are {tuple(features)}, expected at least one with a value for each weight"
+        )
+
+
+class LearnedRule(UpdateRule, abc.ABC):
+    r"""A rule that corrects a base direction by a learned function of features.
+
+    .. math::
+        u = -\alpha_k(t) \, \bigl( a + \beta f_\theta(x) \bigr) \qquad a = \hat m / \sqrt{\hat v + \epsilon^2}
+
+    Here :math:`x` are the features of each weight, :math:`\hat m, \hat v` the first momentum and the second
+    moment, corrected for their start at zero, and :math:`\alpha_k(t)` the learned step size. A subclass gives
+    :math:`f`.
+    """
+
+    config_class: ClassVar[type[Any]] = LearnedConfig
+    config: LearnedConfig
+
+    def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
+        """See :class:`UpdateRule`."""
+        config = self.config
+        factors = config.factor_decays if config.needs_factors else ()
+        self.accumulators = Accumulators(
+            momentum_decays=config.momentum_decays,
+            second_moment_decay=config.second_moment_decay,
+            factor_decays=factors,
+        )
+        self.first = FeatureLinear(
+            config.features,
+            self.first_width,
+            len(config.momentum_decays),
+            len(factors),
+            config.use_time,
+            generator,
+        )
+        self.beta = nn.Parameter(torch.tensor(config.correction))
+        self.step_size = StepSize(config.lr, schedule=config.schedule, by_kind=config.by_kind)
+        self.reset_body(generator, space)
+
+    @property
+    @abc.abstractmethod
+    def first_width(self) -> int:
+        """Channels of the first layer."""
+
+    @abc.abstractmethod
+    def reset_body(self, generator: torch.Generator, space: WeightSpace | None) -> None:
+        """Make the layers after the first."""
+
+    @abc.abstractmethod
+    def body(self, hidden: list[Tensor], layout: Layout, space: WeightSpace) -> list[Tensor]:
+        """The layers after the first.
+
+        Args:
+            hidden: The first layer's output for each tensor, ``(*view_shape, first_width)``, before the
+                activation.
+            layout: The tensors.
+            space: Their weight space.
+
+        Returns:
+            For each tensor ``(n,)``.
+        """
+
+    def init(self, space: WeightSpace, params: Tensors) -> State:
+        """Running means of zero."""
+        return {"tensors": self.accumulators.init(Layout.of(space, tuple(params)), params), "shared": {}}
+
+    def update(
+        self,
+        params: Tensors,
+        grads: Tensors,
+        state: State,
+        *,
+        space: WeightSpace,
+        step: Tensor,
+        loss: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], State]:
+        """See :class:`UpdateRule`."""
+        layout = Layout.of(space, tuple(params))
+        clip = self.config.gradient_clip
+        gradient = torch.clamp(layout.flatten(grads), -clip, clip)
+        means = self.accumulators.update(layout, gradient, state["tensors"])
+        time = time_features(step, gradient.dtype)
+        inputs = Inputs(layout.flatten(params), gradient, means)
+        corrections = self.body(self.first(inputs, time), layout, space)
+        updates = self._finish(corrections, means, self.step_size(time))
+        return updates, {"tensors": means.state(), "shared": {}}
+
+    def _finish(self, corrections: list[Tensor], means: Accumulated, step_sizes: Tensor) -> dict[str, Tensor]:
+        """Updates in stored shapes: minus the step size times the (normalised) sum of base and correction."""
+        layout, updates = means.layout, {}
+        bases = self._adam(means) if self.config.base == "adam" else [None] * len(corrections)
+        for segment, correction, base in zip(layout.segments, corrections, bases, strict=True):
+            direction = self.beta * correction
+            if base is not None:
+                direction = base + direction
+            scale = -step_sizes[segment.kind]
+            if self.config.normalise_output:
+                scale = scale * torch.rsqrt((direction * direction).mean() + EPS)
+            updates[segment.name] = (scale * direction).reshape(segment.spec.shape)
+        return updates
+
+    def _adam(self, means: Accumulated) -> list[Tensor]:
+        momenta = means.layout.split(means.momentum[0])
+        squares = means.layout.split(means.second_moment)
+        config, directions = self.config, []
+        for step, m, v in zip(means.step, momenta, squares, strict=True):
+            m_weight = bias_correction(config.momentum_decays[0], step, m.dtype)
+            v_weight = bias_correction(config.second_moment_decay, step, m.dtype)
+            directions.append(m * torch.rsqrt(v / v_weight + config.eps**2) / m_weight)
+        return directions
+
+
+def bias_correction(decay: float, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """``1 - decay^step``, without cancellation where it is small."""
+    if decay == 0:
+        return torch.ones((), dtype=dtype, device=step.device)
+    return -torch.expm1(step.to(dtype) * float(torch.log(torch.tensor(decay, dtype=torch.float64))))
