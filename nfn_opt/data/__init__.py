@@ -1,0 +1,13 @@
+"""Data: image sets and pictures.
+
+Example:
+    >>> digits = load_images("digits")
+    >>> {name: len(part) for name, part in digits.split(seed=0).items()}
+    {'train': 1438, 'val': 179, 'test': 180}
+"""
+
+from nfn_opt.data.images import ImageData
+from nfn_opt.data.pictures import read_image, write_image
+from nfn_opt.data.sources import load_images
+
+__all__ = ["ImageData", "load_images", "read_image", "write_image"]
