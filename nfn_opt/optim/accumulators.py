@@ -7,10 +7,11 @@ tensor as viewed (arXiv:2602.19142, and Adafactor, arXiv:1804.04235):
 .. math::
     m_k &\leftarrow d_k m_k + (1 - d_k) g \qquad
     v \leftarrow d_v v + (1 - d_v) g^2 \\
-    r_k &\leftarrow f_k r_k + (1 - f_k) \operatorname{mean}_{a_0}(g^2 + 10^{-30}) \qquad
-    c_k \leftarrow f_k c_k + (1 - f_k) \operatorname{mean}_{a_1}(g^2 + 10^{-30})
+    r_k &\leftarrow f_k r_k + (1 - f_k) \operatorname{mean}_{a_0} g^2 \qquad
+    c_k \leftarrow f_k c_k + (1 - f_k) \operatorname{mean}_{a_1} g^2
 
 A tensor with fewer than two axes has no :math:`c_k`, and its :math:`r_k` is not averaged over any axis.
+(The papers add :math:`10^{-30}` to :math:`g^2`, which is lost beside the :math:`10^{-9}` of every use.)
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from nfn_opt.optim.layout import Layout
 from nfn_opt.optim.rule import Tensors
 
 TensorStates = dict[str, dict[str, Tensor]]
-
-TINY = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Accumulated:
         states = {}
         for i, segment in enumerate(self.layout.segments):
             shape = segment.spec.shape
-            state = {"step": self.step[i], "momentum": momenta[i].reshape(-1, *shape)}
+            state = {"step": self.step[i], "momentum": momenta[i].reshape(len(self.momentum), *shape)}
             state["second_moment"] = squares[i].reshape(shape)
             if self.rows:
                 state["row"] = self.rows[i]
@@ -100,7 +99,7 @@ class Accumulators:
     def update(self, layout: Layout, gradient: Tensor, states: TensorStates) -> Accumulated:
         """Take in a flat gradient ``(N,)``."""
         square = gradient * gradient
-        momentum = _mix(layout.gather(states, "momentum"), gradient, self.momentum_decays)
+        momentum = _mix(layout.gather(states, "momentum"), gradient, _rates(self.momentum_decays, gradient))
         old = torch.cat([states[s.name]["second_moment"].reshape(-1) for s in layout.segments])
         rows, columns = self._factors(layout, square, states)
         return Accumulated(
@@ -119,23 +118,23 @@ class Accumulators:
         columns: list[Tensor | None] = []
         if not self.factor_decays:
             return rows, columns
+        rates = _rates(self.factor_decays, square)
         for segment, flat in zip(layout.segments, layout.split(square), strict=True):
             viewed, state = flat.reshape(segment.spec.view_shape), states[segment.name]
             if segment.factored is None:
-                rows.append(_mix(state["row"], viewed + TINY, self.factor_decays))
+                rows.append(_mix(state["row"], viewed, rates))
                 columns.append(None)
                 continue
-            means = [viewed.mean(axis, keepdim=True) + TINY for axis in segment.factored]
-            rows.append(_mix(state["row"], means[0], self.factor_decays))
-            columns.append(_mix(state["column"], means[1], self.factor_decays))
+            means = [viewed.mean(axis, keepdim=True) for axis in segment.factored]
+            rows.append(_mix(state["row"], means[0], rates))
+            columns.append(_mix(state["column"], means[1], rates))
         return rows, columns
 
 
-def _mix(old: Tensor, new: Tensor, decays: tuple[float, ...]) -> Tensor:
-    """``d_k old_k + (1 - d_k) new`` for ``old`` of shape ``(K, *shape)`` and ``new`` of shape ``shape``."""
-    rates = _constant(tuple(1 - d for d in decays), old).reshape(-1, *[1] * new.dim())
-    return torch.lerp(old, new.expand_as(old), rates)
+def _mix(old: Tensor, new: Tensor, rates: Tensor) -> Tensor:
+    """``old_k + rate_k (new - old_k)`` for ``old`` of shape ``(K, *shape)`` and ``new`` of shape ``shape``."""
+    return torch.lerp(old, new.expand_as(old), rates.reshape(-1, *[1] * new.dim()))
 
 
-def _constant(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+def _rates(decays: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor([1 - d for d in decays], dtype=like.dtype, device=like.device)

@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.optim.accumulators import Accumulated
-from nfn_opt.optim.layout import Layout
+from nfn_opt.optim.layout import Layout, flat
 
 TIMESCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 """Timescales of the time features, in steps."""
@@ -103,11 +103,11 @@ class Inputs:
             self.layout.segments, self.means.rows, self.means.columns, strict=True
         ):
             if segment.factored is None or column is None:
-                factors.append(torch.rsqrt(row + FACTOR_EPS).flatten(1))
+                factors.append(flat(torch.rsqrt(row + FACTOR_EPS)))
                 continue
             relative = row / (row.mean(1 + segment.factored[1], keepdim=True) + FACTOR_EPS)
             R, C = (torch.rsqrt(torch.clamp(x, min=FACTOR_EPS)) for x in (relative, column))
-            factors.append((R * C).flatten(1))
+            factors.append(flat(R * C))
         return torch.cat(factors, dim=1)
 
 

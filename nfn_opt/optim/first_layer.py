@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from nfn_opt.optim.features import ENTRY, EPS, FACTOR, MATRIX_ONLY, TIMESCALES, Inputs, channels
-from nfn_opt.optim.layout import Segment
+from nfn_opt.optim.layout import Segment, flat
+
+BLOCK = 16384
+"""About how many weights are worked on at once where no graph is kept: their hidden layers fit a cache."""
 
 
 def initial_weight(
@@ -17,6 +23,51 @@ def initial_weight(
     std = scale * fan_in**-0.5
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
     return nn.Parameter(weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preactivation:
+    """The first layer's output for one tensor, computed where it is asked for.
+
+    Attributes:
+        segment: The tensor.
+        x: Its entry features, not normalised, ``(channels, n)``.
+        weight: ``(H, channels)``, the normalisation included.
+        bias: ``(H,)``, the time features included.
+        parts: What row and column features add, ``(H, *view_shape)`` with one axis of size 1.
+    """
+
+    segment: Segment
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    parts: tuple[Tensor, ...]
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Outputs ``(H, m)`` for consecutive weights; in one block if a graph is kept."""
+        n, shape = self.segment.spec.numel, self.segment.spec.view_shape
+        if torch.is_grad_enabled() or n <= BLOCK or not shape:
+            yield self._block(slice(None), shape)
+            return
+        inner = n // shape[0]
+        rows = max(1, BLOCK // inner)
+        for start in range(0, shape[0], rows):
+            stop = min(start + rows, shape[0])
+            yield self._block(slice(start, stop), (stop - start, *shape[1:]))
+
+    def _block(self, rows: slice, shape: tuple[int, ...]) -> Tensor:
+        """The output for some indices of the first axis, of which ``shape`` is left."""
+        x = self.x
+        if rows != slice(None):
+            inner = x.shape[1] // self.segment.spec.view_shape[0]
+            x = x[:, rows.start * inner : rows.stop * inner]
+        hidden = torch.addmm(self.bias.unsqueeze(1), self.weight, x)
+        if not self.parts:
+            return hidden
+        viewed = hidden.reshape(len(self.bias), *shape)
+        for part in self.parts:
+            viewed = viewed + (part if part.shape[1] == 1 else part[:, rows])
+        return viewed.reshape(hidden.shape)
 
 
 class FeatureLinear(nn.Module):
@@ -55,7 +106,7 @@ class FeatureLinear(nn.Module):
         self.weight = initial_weight(out_channels, self.in_features, generator)
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def forward(self, inputs: Inputs, time: Tensor) -> list[Tensor]:
+    def forward(self, inputs: Inputs, time: Tensor) -> list[Preactivation]:
         """Map the features of all tensors.
 
         Args:
@@ -63,9 +114,10 @@ class FeatureLinear(nn.Module):
             time: Time features, shape ``(11,)``.
 
         Returns:
-            For each tensor of the layout ``(*view_shape, channels)``.
+            What gives the output for each tensor of the layout.
         """
-        entries = [feature for feature in self.features if feature in ENTRY]
+        # Those that a vector lacks come last, so that its features are the first rows.
+        entries = sorted((name for name in self.features if name in ENTRY), key=MATRIX_ONLY.__contains__)
         values = [ENTRY[feature](inputs) for feature in entries]
         stacked = torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
         bias = self._bias(time)
@@ -89,27 +141,28 @@ class FeatureLinear(nn.Module):
 
     def _segment(
         self, index: int, segment: Segment, entries: list[str], x: Tensor, bias: Tensor, inputs: Inputs
-    ) -> Tensor:
+    ) -> Preactivation:
         """The map for one tensor, whose entry features are ``x`` of shape ``(channels, n)``."""
         if segment.factored is None and not MATRIX_ONLY.isdisjoint(entries):
             entries = [feature for feature in entries if feature not in MATRIX_ONLY]
             x = x[: sum(len(self.columns[feature]) for feature in entries)]
-        weight = self._weight(entries) * _inverse_rms(x, 1)
-        hidden = torch.addmm(bias, x.t(), weight.t()).reshape(*segment.spec.view_shape, -1)
-        if segment.factored is None or not inputs.means.rows:
-            return hidden
-        for which, mean in enumerate((inputs.means.rows[index], inputs.means.columns[index])):
-            features = [name for name in self.features if name in FACTOR and FACTOR[name][0] == which]
-            if features and mean is not None:
-                hidden = hidden + self._factors(features, mean)
-        return hidden
+        weight = self._weight(entries) * _inverse_rms(x)
+        parts = []
+        if segment.factored is not None and inputs.means.rows:
+            for which, mean in enumerate((inputs.means.rows[index], inputs.means.columns[index])):
+                features = [name for name in self.features if name in FACTOR and FACTOR[name][0] == which]
+                if features and mean is not None:
+                    parts.append(self._part(features, mean))
+        return Preactivation(segment, x, weight, bias, tuple(parts))
 
-    def _factors(self, features: list[str], mean: Tensor) -> Tensor:
-        """The map for row or column features: shape as viewed with one axis of size 1, then channels."""
+    def _part(self, features: list[str], mean: Tensor) -> Tensor:
+        """The map for row or column features: channels, then the shape as viewed with one axis of size 1."""
         x = torch.cat([FACTOR[feature][1](mean) for feature in features])
-        weight = self._weight(features) * _inverse_rms(x.flatten(1), 1)
-        return x.movedim(0, -1) @ weight.t()
+        weight = self._weight(features) * _inverse_rms(flat(x))
+        return (weight @ flat(x)).reshape(len(weight), *x.shape[1:])
 
 
-def _inverse_rms(x: Tensor, dim: int) -> Tensor:
-    return torch.rsqrt((x * x).mean(dim) + EPS)
+def _inverse_rms(x: Tensor) -> Tensor:
+    """``(mean(x^2) + 1e-9)^(-1/2)`` for each row."""
+    norm = torch.linalg.vector_norm(x, dim=1)
+    return torch.rsqrt(norm * norm / x.shape[1] + EPS)

@@ -68,7 +68,7 @@ class Layout:
 
     def gather(self, states: Mapping[str, Mapping[str, Tensor]], key: str) -> Tensor:
         """Concatenate the entries ``key`` of per-tensor states, ``(K, *shape)`` each, to ``(K, N)``."""
-        return torch.cat([states[segment.name][key].flatten(1) for segment in self.segments], dim=1)
+        return torch.cat([flat(states[segment.name][key]) for segment in self.segments], dim=1)
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
         """Cut ``(..., N)`` into one ``(..., n)`` for each tensor."""
@@ -78,6 +78,11 @@ class Layout:
 @functools.lru_cache(maxsize=256)
 def _layout(space: WeightSpace, names: tuple[str, ...]) -> Layout:
     return Layout([space[name] for name in names])
+
+
+def flat(x: Tensor) -> Tensor:
+    """``(K, *shape)`` as ``(K, n)``, ``shape`` possibly empty."""
+    return x.reshape(x.shape[0], -1)
 
 
 def largest_axes(shape: Sequence[int]) -> tuple[int, int] | None:

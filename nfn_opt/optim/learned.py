@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from nfn_opt.optim.accumulators import Accumulated, Accumulators
 from nfn_opt.optim.features import EPS, FEATURES, USES_FACTORS, Inputs, time_features
-from nfn_opt.optim.first_layer import FeatureLinear
+from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
 from nfn_opt.optim.layout import Layout
 from nfn_opt.optim.rule import State, Tensors, UpdateRule, closest
 from nfn_opt.optim.step_size import StepSize
@@ -142,12 +143,11 @@ class LearnedRule(UpdateRule, abc.ABC):
         """Make the layers after the first."""
 
     @abc.abstractmethod
-    def body(self, hidden: list[Tensor], layout: Layout, space: WeightSpace) -> list[Tensor]:
+    def body(self, first: list[Preactivation], layout: Layout, space: WeightSpace) -> list[Tensor]:
         """The layers after the first.
 
         Args:
-            hidden: The first layer's output for each tensor, ``(*view_shape, first_width)``, before the
-                activation.
+            first: The first layer's output for each tensor, ``(first_width, n)``, before the activation.
             layout: The tensors.
             space: Their weight space.
 
@@ -182,31 +182,33 @@ class LearnedRule(UpdateRule, abc.ABC):
 
     def _finish(self, corrections: list[Tensor], means: Accumulated, step_sizes: Tensor) -> dict[str, Tensor]:
         """Updates in stored shapes: minus the step size times the (normalised) sum of base and correction."""
-        layout, updates = means.layout, {}
+        layout, updates, scales = means.layout, {}, (-step_sizes).unbind()
         bases = self._adam(means) if self.config.base == "adam" else [None] * len(corrections)
         for segment, correction, base in zip(layout.segments, corrections, bases, strict=True):
-            direction = self.beta * correction
-            if base is not None:
-                direction = base + direction
-            scale = -step_sizes[segment.kind]
+            scale = scales[segment.kind]
+            direction = self.beta * correction if base is None else base + self.beta * correction
             if self.config.normalise_output:
                 scale = scale * torch.rsqrt((direction * direction).mean() + EPS)
             updates[segment.name] = (scale * direction).reshape(segment.spec.shape)
         return updates
 
     def _adam(self, means: Accumulated) -> list[Tensor]:
+        config, count = self.config, torch.stack(means.step)
         momenta = means.layout.split(means.momentum[0])
         squares = means.layout.split(means.second_moment)
-        config, directions = self.config, []
-        for step, m, v in zip(means.step, momenta, squares, strict=True):
-            m_weight = bias_correction(config.momentum_decays[0], step, m.dtype)
-            v_weight = bias_correction(config.second_moment_decay, step, m.dtype)
-            directions.append(m * torch.rsqrt(v / v_weight + config.eps**2) / m_weight)
-        return directions
+        # m / m_weight * (v / v_weight + eps^2)^(-1/2), with fewer operations on long vectors
+        m_weight = bias_correction(config.momentum_decays[0], count, means.momentum.dtype)
+        v_weight = bias_correction(config.second_moment_decay, count, means.momentum.dtype)
+        offsets = (config.eps**2 * v_weight).unbind()
+        factors = (torch.sqrt(v_weight) / m_weight).unbind()
+        return [
+            m * torch.rsqrt(v + offset) * factor
+            for m, v, offset, factor in zip(momenta, squares, offsets, factors, strict=True)
+        ]
 
 
 def bias_correction(decay: float, step: Tensor, dtype: torch.dtype) -> Tensor:
     """``1 - decay^step``, without cancellation where it is small."""
     if decay == 0:
-        return torch.ones((), dtype=dtype, device=step.device)
-    return -torch.expm1(step.to(dtype) * float(torch.log(torch.tensor(decay, dtype=torch.float64))))
+        return torch.ones_like(step, dtype=dtype)
+    return -torch.expm1(step.to(dtype) * math.log(decay))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.optim.first_layer import initial_weight
+from nfn_opt.optim.first_layer import Preactivation, initial_weight
 from nfn_opt.optim.layout import Layout
 from nfn_opt.optim.learned import LearnedConfig, LearnedRule
 from nfn_opt.optim.rule import register_rule
@@ -23,15 +23,13 @@ class MLPConfig(LearnedConfig):
         hidden: Widths of the hidden layers.
     """
 
-    hidden: tuple[int, ...] = (16, 16)
+    hidden: tuple[int, ...] = (8, 8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(
-                f"hidden is {self.hidden}, expected one or more positive widths, such as (16, 16)"
-            )
+            raise ValueError(f"hidden is {self.hidden}, expected one or more positive widths, such as (8, 8)")
 
     @classmethod
     def celo2_base(cls, lr: float = 1e-3) -> MLPConfig:
@@ -87,11 +85,12 @@ class MLPRule(LearnedRule):
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(n)) for n in widths[1:])
 
-    def body(self, hidden: list[Tensor], layout: Layout, space: WeightSpace) -> list[Tensor]:
+    def body(self, first: list[Preactivation], layout: Layout, space: WeightSpace) -> list[Tensor]:
         """See :class:`LearnedRule`."""
-        return [self._mlp(h.flatten(0, -2)) for h in hidden]
+        return [torch.cat([self._mlp(block) for block in one.blocks()]) for one in first]
 
     def _mlp(self, hidden: Tensor) -> Tensor:
+        """From the first layer's output ``(H, m)`` to the correction ``(m,)``."""
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            hidden = torch.addmm(bias, torch.relu(hidden), weight.t())
-        return hidden.squeeze(-1)
+            hidden = torch.addmm(bias.unsqueeze(1), weight, torch.relu_(hidden))
+        return hidden.squeeze(0)

@@ -1,0 +1,67 @@
+"""The rules that every test of the contract runs on: a rule joins by one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfn_opt.optim import MLPConfig, MLPRule, State, UpdateRule, make_rule
+from nfn_opt.weight_space import WeightSpace
+
+FEW = ("gradient", "parameter", "momentum", "scaled_momentum")
+
+RULES: dict[str, Callable[[], UpdateRule]] = {
+    "sgd": lambda: make_rule("sgd", lr=0.05),
+    "sgd momentum": lambda: make_rule("sgd", lr=0.05, momentum=0.9),
+    "adam": lambda: make_rule("adam"),
+    "mlp": lambda: make_rule("mlp"),
+    "mlp, few features": lambda: make_rule("mlp", features=FEW, hidden=(4,), by_kind=False, schedule=False),
+    "mlp, other order": lambda: make_rule("mlp", features=("row", "factored_momentum", "gradient")),
+    "mlp, normalised": lambda: make_rule("mlp", normalise_output=True, use_time=False),
+    "celo2 base": lambda: MLPRule(MLPConfig.celo2_base()),
+}
+
+SHAPES = {
+    "w": (4, 3),
+    "b": (4,),
+    "conv": (3, 4, 2, 2),
+    "square": (3, 3),
+    "scalar": (),
+    "thin": (1, 5),
+    "tokens": (2, 3, 4),
+}
+
+
+def draw(generator: torch.Generator, *batch: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Random tensors of :data:`SHAPES`."""
+    return {
+        name: torch.randn((*batch, *shape), generator=generator, dtype=dtype)
+        for name, shape in SHAPES.items()
+    }
+
+
+def run(
+    rule: UpdateRule,
+    space: WeightSpace,
+    params: dict[str, Tensor],
+    gradients: Sequence[dict[str, Tensor]],
+    state: State | None = None,
+    start: int = 0,
+) -> tuple[dict[str, Tensor], State]:
+    """Parameters and state after one update for each gradient."""
+    state = rule.init(space, params) if state is None else state
+    for t, grads in enumerate(gradients):
+        step, loss = torch.tensor(start + t), torch.tensor(1.0, dtype=torch.float64)
+        updates, state = rule.update(params, grads, state, space=space, step=step, loss=loss)
+        params = {name: params[name] + updates[name] for name in params}
+    return params, state
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """All tensors of a state."""
+    found: list[Tensor] = torch.utils._pytree.tree_leaves(tree)
+    assert all(isinstance(leaf, Tensor) for leaf in found)
+    return found

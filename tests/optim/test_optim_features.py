@@ -1,0 +1,120 @@
+"""The features are those of the papers, and the fast first layer is the slow one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nfn_opt.optim import MLPConfig, MLPRule
+from nfn_opt.optim.features import FEATURES, TIMESCALES, time_features
+from nfn_opt.optim.layout import Layout, largest_axes
+from nfn_opt.weight_space import Axis, TensorSpec, WeightSpace
+from tests.optim import celo2_twin
+from tests.optim.rule_cases import SHAPES, draw, run
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_celo2_base_is_the_published_rule(generator: torch.Generator, scale: float) -> None:
+    rule = MLPRule(MLPConfig.celo2_base()).double().requires_grad_(False)
+    for bias in (rule.first.bias, *rule.biases):
+        bias.normal_(generator=generator)
+    params, gradients = draw(generator), [draw(generator) for _ in range(4)]
+    gradients = [{name: scale * g for name, g in grads.items()} for grads in gradients]
+    got, _ = run(rule, WeightSpace.independent(params), params, gradients)
+    weights, biases = [rule.first.weight, *rule.weights], [rule.first.bias, *rule.biases]
+    expected = celo2_twin.run(params, gradients, weights, biases, lr=1e-3)
+    moved = {name: expected[name] - params[name] for name in params}
+    assert all(m.abs().max() > 1e-4 for m in moved.values())
+    torch.testing.assert_close({n: got[n] - params[n] for n in params}, moved, rtol=1e-9, atol=1e-15)
+
+
+def test_celo2_base_has_the_published_size() -> None:
+    rule = MLPRule(MLPConfig.celo2_base())
+    assert rule.first.in_features == 30
+    assert sum(p.numel() for p in rule.parameters() if p.dim()) == 347 - 2 * (8 + 1) + 1  # one output, log_lr
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_each_feature_is_read_from_its_own_columns(feature: str, generator: torch.Generator) -> None:
+    """Against the twin's channels: a rule that sees one feature through one column of weight one."""
+    needed = (
+        (feature,)
+        if feature not in ("row", "column", "inverse_root_row", "inverse_root_column")
+        else (
+            "gradient",
+            feature,
+        )
+    )
+    rule = MLPRule(MLPConfig(features=needed, use_time=False)).double().requires_grad_(False)
+    params, grads = {"w": draw(generator)["w"]}, {"w": draw(generator)["w"]}
+    space = WeightSpace.independent(params)
+    layout = Layout.of(space, ("w",))
+    from nfn_opt.optim.features import Inputs
+
+    means = rule.accumulators.update(layout, layout.flatten(grads), rule.init(space, params)["tensors"])
+    rule.first.weight.zero_()
+    columns = rule.first.columns[feature]
+    rule.first.weight[: len(columns), columns.start : columns.stop] = torch.eye(len(columns))
+    (first,) = rule.first(Inputs(layout.flatten(params), layout.flatten(grads), means), torch.zeros(11))
+    (hidden,) = first.blocks()
+    p, g = (celo2_twin.to_reference(x["w"]) for x in (params, grads))
+    channels, _ = celo2_twin.features(p, g, celo2_twin.new_state(p))
+    reference = MLPRule(MLPConfig.celo2_base()).first.columns[feature]
+    for i, column in enumerate(reference[: len(columns)]):
+        expected = celo2_twin.from_reference(channels[column])
+        torch.testing.assert_close(hidden[i].reshape(4, 3), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_time_features() -> None:
+    got = time_features(torch.tensor(300), torch.float64)
+    assert got.tolist() == pytest.approx(
+        [float(torch.tanh(torch.tensor(300.0 / s - 1).double())) for s in TIMESCALES]
+    )
+    assert time_features(torch.tensor(10**9), torch.float32).isfinite().all()
+
+
+def test_views_are_factored_as_viewed(generator: torch.Generator) -> None:
+    """A linear layer after a flatten: the statistics follow the axes that permutations act on."""
+    spec = TensorSpec("w", (2, 12), (Axis("out", 2), Axis("h", 4), Axis("pixel", 3, False)))
+    rule, params = MLPRule(), {"w": torch.randn(2, 12, generator=generator)}
+    state = rule.init(WeightSpace((spec,)), params)["tensors"]["w"]
+    assert largest_axes(spec.view_shape) == (1, 2)
+    assert state["row"].shape == (3, 2, 1, 3)
+    assert state["column"].shape == (3, 2, 4, 1)
+    assert state["momentum"].shape == (3, 2, 12)
+
+
+def test_accumulators_that_no_feature_reads_are_not_kept(generator: torch.Generator) -> None:
+    params = draw(generator)
+    state = MLPRule(MLPConfig(features=("gradient", "momentum"))).init(
+        WeightSpace.independent(params), params
+    )
+    assert {key for tensor in state["tensors"].values() for key in tensor} == {
+        "step",
+        "momentum",
+        "second_moment",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"features": ("momentun",)}, "no feature 'momentun' .did you mean 'momentum'"),
+        ({"features": ("gradient", "gradient")}, "listed twice"),
+        ({"features": ("row",)}, "at least one with a value for each weight"),
+        ({"features": ()}, "at least one"),
+        ({"momentum_decays": ()}, "momentum_decays is empty"),
+        ({"factor_decays": (0.9,)}, "factor_decays has 1 values, expected 3"),
+        ({"second_moment_decay": 1.0}, "a decay is 1.0"),
+        ({"lr": 0.0}, "lr is 0.0, expected a positive number"),
+        ({"base": "sgd"}, "base is 'sgd'"),
+        ({"hidden": ()}, "hidden is"),
+    ],
+)
+def test_refused_options(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        MLPConfig(**options)  # type: ignore[arg-type]
+
+
+def test_shapes_cover_every_order() -> None:
+    assert {len(shape) for shape in SHAPES.values()} == {0, 1, 2, 3, 4}
