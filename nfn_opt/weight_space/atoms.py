@@ -32,7 +32,8 @@ class Atom:
 
     def split(self, first: int) -> None:
         """Bind a root to the product of ``first`` and the rest."""
-        assert not self.parts and self.size % first == 0
+        assert not self.parts
+        assert self.size % first == 0
         self.parts = tuple(
             Atom(size, self.fixed, self.note, self.is_input, self.is_output)
             for size in (first, self.size // first)
@@ -40,7 +41,7 @@ class Atom:
 
     def merge(self, other: Atom) -> None:
         """Bind a root to another root of the same size."""
-        assert not self.parts and not other.parts and self.size == other.size
+        assert self.size == other.size
         if self.fixed:
             other.fix(self.note)
         other.is_input |= self.is_input

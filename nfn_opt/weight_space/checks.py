@@ -55,6 +55,6 @@ def check_features(space: WeightSpace, features: Mapping[str, Tensor], channels:
             )
         if tensor.dtype != first.dtype or tensor.device != first.device:
             raise ValueError(
-                f"features of {spec.name} are {tensor.dtype} on {tensor.device}, expected {first.dtype} on {first.device} "
-                f"as those of {first_name}; convert all of them with .to(...)"
+                f"features of {spec.name} are {tensor.dtype} on {tensor.device}, expected "
+                f"{first.dtype} on {first.device} as those of {first_name}; convert all of them with .to(...)"
             )

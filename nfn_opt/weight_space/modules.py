@@ -44,7 +44,7 @@ def module_paths(model: nn.Module) -> Iterator[list[str]]:
     path: list[str] = []
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, n=name: path.append(n)))  # type: ignore[misc]
+        handles.append(module.register_forward_pre_hook(lambda *_, n=name: path.append(n)))
         handles.append(module.register_forward_hook(lambda *_: (path.pop(), None)[1]))
     try:
         yield path

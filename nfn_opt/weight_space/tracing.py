@@ -188,6 +188,6 @@ def _failure(model: nn.Module, args: Any, kwargs: Any, path: list[str], error: E
     where = f" in module {path[-1]!r}" if path and path[-1] else ""
     return (
         f"{type(model).__name__} cannot be traced with example_inputs of shapes {shapes}: {type(error).__name__}"
-        f"{where}: {str(error).splitlines()[0] if str(error) else error!r}. Expected inputs that model(...) accepts and "
-        "a forward pass that does not branch on tensor values; pass a tuple for several arguments, a dict for keywords"
+        f"{where}: {str(error).splitlines()[0] if str(error) else error!r}. Expected inputs that model(...) accepts "
+        "and a forward pass that does not branch on tensor values; pass a tuple for several arguments, a dict for keywords"
     )
