@@ -85,10 +85,16 @@ is_installed() {
 # An environment can be used if its Python starts, is new enough and has pip.
 venv_works() { "$VENV_PYTHON" -c "import sys, pip; sys.exit(sys.version_info < (3, 10))" >/dev/null 2>&1 </dev/null; }
 
+# An unpacking that was cut off can leave half a package that pip would take for a whole one.
+unpacking_was_cut() {
+    [ -f "$INSTALL_LOG" ] &&
+        [ "$(grep -c '^Installing collected' "$INSTALL_LOG")" -gt "$(grep -c '^Successfully installed' "$INSTALL_LOG")" ]
+}
+
 make_venv() {
-    if venv_works; then return; fi
+    if venv_works && ! unpacking_was_cut; then return; fi
     if [ -e "$VENV" ] || [ -L "$VENV" ]; then
-        if [ -L "$VENV" ] || { [ -n "$(ls -A "$VENV")" ] && [ ! -e "$VENV/pyvenv.cfg" ]; }; then
+        if [ ! -d "$VENV" ] || { [ -n "$(ls -A "$VENV")" ] && [ ! -e "$VENV/pyvenv.cfg" ] && [ ! -d "$VENV/include" ]; }; then
             fail "$VENV is in the way: it is not a Python environment." "Move it elsewhere and start again."
         fi
         say ".venv is broken, unfinished or older than Python 3.10; making it anew"
@@ -102,24 +108,23 @@ make_venv() {
 
 # Lets through the lines of pip's output that tell how far it is.
 show_progress() {
-    local line file
+    local line
     while IFS= read -r line; do
         case "$line" in
-            *Downloading*MB\)* | *Downloading*GB\)*) say "  ${line#"${line%%[![:space:]]*}"}" ;;
-            "Processing "*.whl*) file="${line##*/}"; say "  Using ${file%% *}" ;;
+            *Downloading*MB\)* | *Downloading*GB\)* | *"Using cached"*MB\)*) say "  ${line#"${line%%[![:space:]]*}"}" ;;
             "Installing collected packages"*) say "  Unpacking all of them; this takes a minute or two" ;;
         esac
     done
 }
 
 run_pip() {
-    "$VENV_PYTHON" -m pip install --no-input --disable-pip-version-check --progress-bar off \
-        --constraint "$ROOT/constraints.txt" "$@" </dev/null 2>&1 | tee -a "$INSTALL_LOG" | show_progress
+    (cd "$ROOT" && "$VENV_PYTHON" -m pip install --no-input --disable-pip-version-check --progress-bar off \
+        --constraint constraints.txt "$@") </dev/null 2>&1 | tee -a "$INSTALL_LOG" | show_progress
 }
 
 install_packages() {
-    local key extras="$*" target="$ROOT"
-    if [ -n "$extras" ]; then target="$ROOT[${extras// /,}]"; fi
+    local key extras="$*" target="."
+    if [ -n "$extras" ]; then target=".[${extras// /,}]"; fi
     rm -f "$STAMP"
     say "installing the packages${extras:+ with the extras $extras}; the first time this takes some minutes"
     : >"$INSTALL_LOG"
