@@ -25,6 +25,14 @@ def initial_weight(
     return nn.Parameter(weight)
 
 
+def affine(weight: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+    """``weight @ x + bias`` for ``x`` of shape ``(channels, m)``; one batched product under ``vmap``.
+
+    A plain matrix product of a shared weight with a mapped ``x`` would be turned into one of transposed copies.
+    """
+    return torch.baddbmm(bias.reshape(1, -1, 1), weight.unsqueeze(0), x.unsqueeze(0)).squeeze(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preactivation:
     """The first layer's output for one tensor, computed where it is asked for.
@@ -61,7 +69,7 @@ class Preactivation:
         if rows != slice(None):
             inner = x.shape[1] // self.segment.spec.view_shape[0]
             x = x[:, rows.start * inner : rows.stop * inner]
-        hidden = torch.addmm(self.bias.unsqueeze(1), self.weight, x)
+        hidden = affine(self.weight, x, self.bias)
         if not self.parts:
             return hidden
         viewed = hidden.reshape(len(self.bias), *shape)

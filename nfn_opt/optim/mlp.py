@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.optim.first_layer import Preactivation, initial_weight
+from nfn_opt.optim.first_layer import Preactivation, affine, initial_weight
 from nfn_opt.optim.layout import Layout
 from nfn_opt.optim.learned import LearnedConfig, LearnedRule
 from nfn_opt.optim.rule import register_rule
@@ -92,5 +92,5 @@ class MLPRule(LearnedRule):
     def _mlp(self, hidden: Tensor) -> Tensor:
         """From the first layer's output ``(H, m)`` to the correction ``(m,)``."""
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            hidden = torch.addmm(bias.unsqueeze(1), weight, torch.relu_(hidden))
+            hidden = affine(weight, torch.relu_(hidden), bias)
         return hidden.squeeze(0)

@@ -1,4 +1,4 @@
-"""Celo2-base, written out literally one tensor at a time from its description: the oracle for the fast code."""
+"""Celo2-base, written out literally one tensor at a time: the oracle for the fast code."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_finite_with_finite_derivatives(
     after, state = run(rule, SPACE, params, gradients)
     assert all(torch.isfinite(leaf).all() for leaf in leaves((after, state)))
     inputs = [*params.values(), *gradients[0].values(), *rule.parameters()]
-    total = sum((p**2).sum() for p in after.values())
+    total = torch.stack([(p**2).sum() for p in after.values()]).sum()
     for derivative in torch.autograd.grad(total, inputs, allow_unused=True):
         assert derivative is None or torch.isfinite(derivative).all()
 

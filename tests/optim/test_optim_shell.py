@@ -6,7 +6,8 @@ import copy
 import io
 import pickle
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -19,8 +20,19 @@ from tests.optim.rule_cases import RULES, leaves
 DATA = torch.randn(16, 5, generator=torch.Generator().manual_seed(1))
 
 
-def make_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
-    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).to(dtype)
+class Model(nn.Module):
+    """Two layers, typed so that tests can name their tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+def make_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Model:
+    model = Model().to(dtype)
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         nn.init.normal_(p, std=0.5, generator=generator)
@@ -105,10 +117,11 @@ def test_rule_is_copied_and_not_trained(mlp: UpdateRule) -> None:
     assert not any(leaf.requires_grad for leaf in leaves(snapshot(optimizer)["state"]))
 
 
-def test_rule_by_path(mlp: UpdateRule, tmp_path: Any) -> None:
+def test_rule_by_path(mlp: UpdateRule, tmp_path: Path) -> None:
     path = save_rule(mlp, tmp_path / "rule.safetensors")
     models = [make_model(), make_model(), make_model()]
-    for model, rule in zip(models, (mlp, path, str(path)), strict=True):
+    rules: list[UpdateRule | str | Path] = [mlp, path, str(path)]
+    for model, rule in zip(models, rules, strict=True):
         train(model, LearnedOptimizer(model.parameters(), rule), 3)
     same(weights(models[0]), weights(models[1]))
     same(weights(models[0]), weights(models[2]))
@@ -121,16 +134,16 @@ def test_closure_is_called_once_with_gradients_and_its_loss_returned(mlp: Update
     model, calls = make_model(), []
     optimizer = LearnedOptimizer(model.parameters(), mlp)
 
-    def closure() -> Tensor:
+    def closure() -> float:
         calls.append(torch.is_grad_enabled())
         optimizer.zero_grad()
         loss = loss_of(model)
         loss.backward()
-        return loss
+        return loss.item()
 
     with torch.no_grad():
         expected = loss_of(model).item()
-        assert optimizer.step(closure).item() == expected  # type: ignore[call-overload]
+        assert optimizer.step(closure) == expected
     assert calls == [True]
     assert optimizer.step() is None
 
@@ -153,8 +166,8 @@ def test_closure_that_raises_changes_nothing(mlp: UpdateRule) -> None:
 def test_groups_have_their_own_lr_and_weight_decay(rule: UpdateRule) -> None:
     model, reference = make_model(torch.float64), make_model(torch.float64)
     groups = [
-        {"params": model[0].parameters(), "lr": 0.5, "weight_decay": 0.1},
-        {"params": model[2].parameters(), "lr": 0.0},
+        {"params": list(model.body.parameters()), "lr": 0.5, "weight_decay": 0.1},
+        {"params": list(model.head.parameters()), "lr": 0.0},
     ]
     start = weights(model)
     train(model, LearnedOptimizer(groups, rule, lr=2.0), 1)
@@ -184,13 +197,13 @@ def test_tensor_lr(mlp: UpdateRule) -> None:
 
 def test_add_param_group(mlp: UpdateRule) -> None:
     model = make_model()
-    optimizer = LearnedOptimizer(model[0].parameters(), mlp)
+    optimizer = LearnedOptimizer(model.body.parameters(), mlp)
     train(model, optimizer, 2)
-    head = weights(model[2])
-    optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.1})
+    head = weights(model.head)
+    optimizer.add_param_group({"params": model.head.parameters(), "lr": 0.1})
     train(model, optimizer, 2)
-    assert all(not torch.equal(a, b) for a, b in zip(head, weights(model[2]), strict=True))
-    with pytest.raises(ValueError, match="lr of group 2 is -1.0"):
+    assert all(not torch.equal(a, b) for a, b in zip(head, weights(model.head), strict=True))
+    with pytest.raises(ValueError, match=r"lr of group 2 is -1.0"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": -1.0})
     assert len(optimizer.param_groups) == 2
     train(model, optimizer, 1)
@@ -211,7 +224,7 @@ def test_missing_gradients_leave_the_parameter_and_its_state(rule: UpdateRule) -
     model = make_model()
     optimizer = LearnedOptimizer(model.parameters(), rule, weight_decay=0.1)
     train(model, optimizer, 2)
-    frozen, others = model[0].weight, [p for p in model.parameters() if p is not model[0].weight]
+    frozen, others = model.body.weight, [p for p in model.parameters() if p is not model.body.weight]
     before = weights(model), copy.deepcopy(optimizer.state[frozen])
     frozen.requires_grad_(False)
     train(model, optimizer, 2)
@@ -268,7 +281,7 @@ def test_state_is_laid_out_as_torchs(mlp: UpdateRule) -> None:
     optimizer = LearnedOptimizer(model.parameters(), mlp)
     train(model, optimizer, 2)
     state = optimizer.state_dict()
-    assert state["state"][0]["second_moment"].shape == model[0].weight.shape
+    assert state["state"][0]["second_moment"].shape == model.body.weight.shape
     assert state["state"][0]["step"] == state["state"]["shared"]["step"] == 2
     assert state["param_groups"][0]["params"] == [0, 1, 2, 3]
 
@@ -302,8 +315,8 @@ def test_state_of_something_else_is_refused(mlp: UpdateRule, change: str, match:
     optimizer = LearnedOptimizer(model.parameters(), mlp)
     train(model, optimizer, 2)
     state = snapshot(optimizer)
-    other_rule, wide = copy.deepcopy(mlp), nn.Sequential(nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 3))
-    other_rule.beta.data += 1  # type: ignore[union-attr, operator]
+    other_rule, wide = copy.deepcopy(mlp), nn.Sequential(nn.Linear(7, 4), nn.Linear(4, 3))
+    next(other_rule.parameters()).data.add_(1)
     if change == "torch":
         state = torch.optim.Adam(make_model().parameters()).state_dict()
     receiver = {
@@ -311,8 +324,10 @@ def test_state_of_something_else_is_refused(mlp: UpdateRule, change: str, match:
         "config": lambda: LearnedOptimizer(make_model().parameters(), make_rule("mlp", hidden=(5,))),
         "outer": lambda: LearnedOptimizer(make_model().parameters(), other_rule),
         "model": lambda: LearnedOptimizer(wide.parameters(), mlp),
-        "count": lambda: LearnedOptimizer(make_model()[0].parameters(), mlp),
-        "groups": lambda: LearnedOptimizer([{"params": m.parameters()} for m in make_model()[::2]], mlp),
+        "count": lambda: LearnedOptimizer(make_model().body.parameters(), mlp),
+        "groups": lambda: LearnedOptimizer(
+            [{"params": m.parameters()} for m in make_model().children()], mlp
+        ),
         "torch": lambda: LearnedOptimizer(make_model().parameters(), mlp),
     }[change]()
     before = snapshot(receiver)
@@ -327,15 +342,19 @@ def test_state_of_something_else_is_refused(mlp: UpdateRule, change: str, match:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("named", [True, False])
 def test_bad_gradients_raise_or_skip(rule: UpdateRule, value: float, named: bool) -> None:
-    for policy in ("raise", "skip"):
+    policies: tuple[Literal["raise", "skip"], ...] = ("raise", "skip")
+    for policy in policies:
         model = make_model()
         params = model.named_parameters() if named else model.parameters()
-        optimizer = LearnedOptimizer(params, rule, on_nonfinite=policy, weight_decay=0.1)  # type: ignore[arg-type]
+        optimizer = LearnedOptimizer(params, rule, on_nonfinite=policy, weight_decay=0.1)
         train(model, optimizer, 2)
         before = weights(model), snapshot(optimizer)
         loss_of(model).backward()
-        model[2].bias.grad[1] = value
-        name = "gradient of '2.bias' is" if named else "gradient of parameter 3 of group 0 with shape .3,. is"
+        assert model.head.bias.grad is not None
+        model.head.bias.grad[1] = value
+        name = (
+            "gradient of 'head.bias' is" if named else "gradient of parameter 3 of group 0 with shape .3,. is"
+        )
         if policy == "raise":
             with pytest.raises(FloatingPointError, match=name):
                 optimizer.step()
@@ -347,11 +366,11 @@ def test_bad_gradients_raise_or_skip(rule: UpdateRule, value: float, named: bool
 
 
 def test_updates_that_are_not_finite_are_refused(mlp: UpdateRule) -> None:
-    mlp.beta.data.fill_(float("inf"))  # type: ignore[operator, union-attr]
+    mlp.get_parameter("beta").data.fill_(float("inf"))
     model = make_model()
     optimizer = LearnedOptimizer(model.named_parameters(), mlp)
     before = weights(model), snapshot(optimizer)
-    with pytest.raises(FloatingPointError, match="the update of '0.weight', '0.bias'"):
+    with pytest.raises(FloatingPointError, match=r"the update of 'body.weight', 'body.bias'"):
         train(model, optimizer, 1)
     same((weights(model), snapshot(optimizer)), before)
 
@@ -382,7 +401,7 @@ def test_empty_and_scalar_parameters(rule: UpdateRule) -> None:
 
 
 def test_refused_parameters_and_gradients(mlp: UpdateRule) -> None:
-    with pytest.raises(NotImplementedError, match="parameter 0 of group 0 is torch.complex64"):
+    with pytest.raises(NotImplementedError, match=r"parameter 0 of group 0 is torch.complex64"):
         LearnedOptimizer([nn.Parameter(torch.ones(2, dtype=torch.complex64))], mlp)
     with pytest.raises(ValueError, match="empty parameter list"):
         LearnedOptimizer([], mlp)
@@ -417,12 +436,12 @@ def test_space_needs_names_that_fit(mlp: UpdateRule) -> None:
     space = WeightSpace.independent(dict(model.named_parameters()))
     with pytest.raises(ValueError, match=r"pass model.named_parameters\(\)"):
         LearnedOptimizer(model.parameters(), mlp, space=space)
-    with pytest.raises(ValueError, match="'0.bias' has shape .5,., expected .4,."):
-        LearnedOptimizer([("0.bias", nn.Parameter(torch.ones(5)))], mlp, space=space)
-    with pytest.raises(ValueError, match="'9.bias' is not in the space"):
+    with pytest.raises(ValueError, match=r"'body.bias' has shape .5,., expected .4,."):
+        LearnedOptimizer([("body.bias", nn.Parameter(torch.ones(5)))], mlp, space=space)
+    with pytest.raises(ValueError, match=r"'9.bias' is not in the space"):
         LearnedOptimizer([("9.bias", nn.Parameter(torch.ones(5)))], mlp, space=space)
-    with pytest.raises(ValueError, match="'0.bias' is given to two"):
-        LearnedOptimizer([("0.bias", nn.Parameter(torch.ones(4))) for _ in range(2)], mlp, space=space)
+    with pytest.raises(ValueError, match=r"'body.bias' is given to two"):
+        LearnedOptimizer([("body.bias", nn.Parameter(torch.ones(4))) for _ in range(2)], mlp, space=space)
     optimizer = LearnedOptimizer(model.named_parameters(), mlp, space=space)
     assert optimizer.space is space
     train(model, optimizer, 2)
@@ -430,7 +449,7 @@ def test_space_needs_names_that_fit(mlp: UpdateRule) -> None:
 
 def test_the_same_names_in_two_groups(mlp: UpdateRule) -> None:
     model = make_model()
-    groups = [{"params": layer.named_parameters()} for layer in model[::2]]
+    groups = [{"params": layer.named_parameters()} for layer in model.children()]
     twin = make_model()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

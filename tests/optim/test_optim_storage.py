@@ -55,7 +55,7 @@ def test_truncated_and_foreign_files(saved: Path, tmp_path: Path) -> None:
         load_rule(tmp_path / "rule.pt")
     save_artifact(tmp_path / "editor", {}, kind="editor")
     for load in (load_rule, rule_metadata):
-        with pytest.raises(ArtifactError, match="holds a 'editor', expected an? 'update_rule'"):
+        with pytest.raises(ArtifactError, match=r"holds a 'editor', expected an? 'update_rule'"):
             load(tmp_path / "editor")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load_rule(tmp_path / "nothing")
@@ -139,7 +139,7 @@ def test_registry() -> None:
 
     with pytest.raises(ValueError, match="the kind 'adam' belongs to AdamRule; give Impostor another"):
         register_rule(Impostor)
-    with pytest.raises(ValueError, match="an? 'adam' rule has no option 'momentum'"):
+    with pytest.raises(ValueError, match=r"an? 'adam' rule has no option 'momentum'"):
         make_rule("adam", momentum=0.9)
     with pytest.raises(TypeError, match="config of AdamRule is a SGDConfig, expected a AdamConfig"):
         AdamRule(SGDRule().config)
