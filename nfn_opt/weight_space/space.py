@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -135,6 +136,13 @@ class WeightSpace:
     def numel(self) -> int:
         """Number of weights of one network."""
         return sum(spec.numel for spec in self.parameters)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.parameters, self.buffers, self.symmetry))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __getitem__(self, name: str) -> TensorSpec:
         for spec in self.parameters:

@@ -1,0 +1,132 @@
+"""Relations between parameters that have a meaning in any architecture, and the plan that shares weights by them.
+
+Each tensor counts as a *vector* (one neuron axis: a bias, a norm's scale) or a *matrix* (an ``out`` and an ``in``
+axis); further axes (kernel positions, pixels) are averaged over, except from a tensor to itself. Then the pair of
+patterns of a linear map is one of a finite list of relations: ``matrix:out -> vector:out`` is a weight's row mean
+sent to the bias of the same neurons, ``matrix:out -> matrix:in`` a weight sent to its successor, and so on. Fixed
+axes count as if they could be permuted; break that with an encoding of positions where it matters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+from nfn_opt.layers.patterns import Block, Pattern
+from nfn_opt.weight_space import TensorSpec, WeightSpace
+
+_PATTERNS = {"vector": (("o",), ("",)), "matrix": (("o", "i"), ("o",), ("i",), ("",), ("d",), ("d0",))}
+"""Connected indices of a kind's patterns: out, in, diagonal; ``d0`` is a free diagonal."""
+
+
+def _vocabulary() -> tuple[str, ...]:
+    names = []
+    for source, reads in _PATTERNS.items():
+        for target, writes in _PATTERNS.items():
+            for read in reads:
+                for written in writes:
+                    names += _pairs(source, read, target, written)
+    return tuple(f"{name} {same}" for name in names for same in ("(itself)", "(other)"))
+
+
+def _pairs(source: str, read: tuple[str, ...], target: str, written: tuple[str, ...]) -> list[str]:
+    indices = {"": 0, "d0": 0}
+    if sum(indices.get(x, 1) for x in read) != sum(indices.get(x, 1) for x in written):
+        return []
+    return [f"{source}:{'.'.join(order)} -> {target}:{'.'.join(written)}" for order in permutations(read)]
+
+
+RELATIONS: tuple[str, ...] = _vocabulary()
+"""Names of all relations: what is read, what is written, and whether both are the same tensor."""
+RELATION_INDEX = {name: i for i, name in enumerate(RELATIONS)}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A tensor as relations see it: positions of its out and in axes, and the rest."""
+
+    spec: TensorSpec
+    main: tuple[int, ...]
+    rest: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return "matrix" if len(self.main) == 2 else "vector"
+
+
+def _kind(spec: TensorSpec) -> _Kind:
+    main = []
+    for role in ("out", "in"):
+        axes = [i for i, axis in enumerate(spec.axes) if axis.role == role and i not in main]
+        axes.sort(key=lambda i: not spec.axes[i].permutable)
+        main += axes[:1]
+    if not main and spec.axes:
+        main = [0]
+    return _Kind(spec, tuple(main), tuple(i for i in range(len(spec.axes)) if i not in main))
+
+
+def _patterns(kind: _Kind, *, rest_connected: bool) -> list[tuple[tuple[str, ...], Pattern]]:
+    """The patterns of a tensor, each with the names of its connected indices."""
+    rest = tuple((i,) for i in kind.rest)
+    out = [(i,) for i in kind.main]
+    letters = {block: letter for block, letter in zip(out, "oi", strict=False)}
+    if rest_connected:
+        return [(tuple(letters.values()) or ("",), Pattern(kind.spec, (*out, *rest), ()))]
+    found: list[tuple[tuple[str, ...], Pattern]] = []
+    subsets: list[tuple[Block, ...]] = [(), *((b,) for b in out)] + ([tuple(out)] if len(out) == 2 else [])
+    for kept in subsets:
+        free = tuple(b for b in out if b not in kept)
+        found.append((tuple(letters[b] for b in kept) or ("",), Pattern(kind.spec, kept, (*free, *rest))))
+    if len(out) == 2 and len({kind.spec.axes[i].name for i in kind.main}) == 1:
+        diagonal = (kind.main,)
+        found.append((("d",), Pattern(kind.spec, diagonal, rest)))
+        found.append((("d0",), Pattern(kind.spec, (), (*diagonal, *rest))))
+    return found
+
+
+@dataclass(frozen=True)
+class Writing:
+    """One pattern written, and what is mixed into it: for each relation, the readings that are averaged."""
+
+    pattern: Pattern
+    sources: tuple[tuple[int, tuple[Pattern, ...]], ...]
+
+
+@lru_cache(maxsize=256)
+def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
+    """For every pattern written in a space, the relations that feed it."""
+    kinds = [_kind(spec) for spec in space.parameters]
+    readings: dict[tuple[str, ...], list[tuple[_Kind, tuple[str, ...], Pattern]]] = defaultdict(list)
+    for kind in kinds:
+        for letters, pattern in _patterns(kind, rest_connected=False):
+            for order in _reorderings(letters, pattern):
+                readings[order[1].signature].append((kind, *order))
+    writings = []
+    for kind in kinds:
+        for letters, pattern in _patterns(kind, rest_connected=False):
+            sources: dict[int, list[Pattern]] = defaultdict(list)
+            for source, read, reading in readings[pattern.signature]:
+                if source is kind and kind.rest and len(pattern.connected) == len(kind.main):
+                    continue
+                sources[_relation(source, read, kind, letters)].append(reading)
+            if sources:
+                writings.append(Writing(pattern, tuple((r, tuple(p)) for r, p in sources.items())))
+        if kind.rest:
+            letters, pattern = _patterns(kind, rest_connected=True)[0]
+            writings.append(Writing(pattern, ((_relation(kind, letters, kind, letters), (pattern,)),)))
+    return tuple(writings)
+
+
+def _reorderings(letters: tuple[str, ...], pattern: Pattern) -> list[tuple[tuple[str, ...], Pattern]]:
+    """The pattern with its connected blocks in each order."""
+    if len(pattern.connected) < 2:
+        return [(letters, pattern)]
+    swapped = Pattern(pattern.spec, pattern.connected[::-1], pattern.free, pattern.folded)
+    return [(letters, pattern), (letters[::-1], swapped)]
+
+
+def _relation(source: _Kind, read: tuple[str, ...], target: _Kind, written: tuple[str, ...]) -> int:
+    same = "(itself)" if source is target else "(other)"
+    return RELATION_INDEX[f"{source.name}:{'.'.join(read)} -> {target.name}:{'.'.join(written)} {same}"]
