@@ -7,10 +7,11 @@ import importlib.util
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from nfn_opt.data.images import ImageData, as_size, resize_images
@@ -160,7 +161,8 @@ def _load_npz(path: Path) -> ImageData:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}; check the path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a damaged file open if it opened it.
+        with path.open("rb") as file, _archive(file) as archive:
             missing = {"images", "labels"} - set(archive.files)
             if missing:
                 raise ValueError(f"it has {archive.files or 'nothing'}, not {sorted(missing)}")
@@ -172,6 +174,14 @@ def _load_npz(path: Path) -> ImageData:
         ) from error
     label_numbers, class_names = _as_labels(labels, path.name)
     return ImageData(_as_unit_range(images, path.name), label_numbers, class_names, path.name)
+
+
+def _archive(file: BinaryIO) -> NpzFile:
+    """The archive of arrays in a file."""
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, NpzFile):
+        raise ValueError("it holds a single array")
+    return archive
 
 
 def _as_unit_range(images: np.ndarray, where: str) -> Tensor:
