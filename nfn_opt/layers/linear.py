@@ -41,10 +41,10 @@ def NFLinear(  # noqa: N802  (reads as the layer that it makes)
         generator: Source of the initial weights.
 
     Example:
-        >>> space = WeightSpace.from_module(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), torch.zeros(1, 2))
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+        >>> space = WeightSpace.from_module(model, torch.zeros(1, 2))
         >>> layer = NFLinear(space, 1, 8)
-        >>> out = layer(space.features([{name: torch.randn(space[name].shape) for name in space.names}]))
-        >>> out["0.weight"].shape
+        >>> layer(space.features([model]))["0.weight"].shape
         torch.Size([1, 4, 2, 8])
     """
     if sharing == "per_parameter":

@@ -70,8 +70,8 @@ def _kind(spec: TensorSpec) -> _Kind:
 def _patterns(kind: _Kind, *, rest_connected: bool) -> list[tuple[tuple[str, ...], Pattern]]:
     """The patterns of a tensor, each with the names of its connected indices."""
     rest = tuple((i,) for i in kind.rest)
-    out = [(i,) for i in kind.main]
-    letters = {block: letter for block, letter in zip(out, "oi", strict=False)}
+    out: list[Block] = [(i,) for i in kind.main]
+    letters = dict(zip(out, "oi", strict=False))
     if rest_connected:
         return [(tuple(letters.values()) or ("",), Pattern(kind.spec, (*out, *rest), ()))]
     found: list[tuple[tuple[str, ...], Pattern]] = []
