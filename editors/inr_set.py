@@ -153,7 +153,9 @@ class InrSet:
             chunk = {name: value[start : start + step] for name, value in self.params.items()}
             parts.append(siren_apply(chunk, coords, self.config))
         images = torch.cat(parts).add_(1).div_(2)
-        return (images.clamp_(0, 1) if clamp else images).view(len(self), height, width, -1)
+        return (images.clamp_(0, 1) if clamp else images).view(
+            len(self), height, width, self.config.out_channels
+        )
 
     def state_dict(self, index: int) -> dict[str, Tensor]:
         """Copy of the parameters of one INR, as ``Siren.load_state_dict`` takes them."""
