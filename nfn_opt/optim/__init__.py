@@ -3,6 +3,7 @@
 from nfn_opt.optim.bundled import available_rules, pretrained
 from nfn_opt.optim.classic import AdamConfig, AdamRule, SGDConfig, SGDRule
 from nfn_opt.optim.mlp import MLPConfig, MLPRule
+from nfn_opt.optim.nfn import NFNConfig, NFNRule
 from nfn_opt.optim.rule import State, UpdateRule, make_rule, register_rule
 from nfn_opt.optim.shell import LearnedOptimizer
 from nfn_opt.optim.storage import load_rule, rule_metadata, save_rule
@@ -13,6 +14,8 @@ __all__ = [
     "LearnedOptimizer",
     "MLPConfig",
     "MLPRule",
+    "NFNConfig",
+    "NFNRule",
     "SGDConfig",
     "SGDRule",
     "State",

@@ -31,6 +31,7 @@ class LearnedConfig:
         output_scale: Scale of the last layer's initial weights; together with ``correction`` it makes the
             rule start close to its base.
         features: Names of the features, see :mod:`nfn_opt.optim.features`.
+        hidden: Widths of the hidden layers that every weight goes through on its own.
         use_time: Whether the correction also sees the time features.
         momentum_decays: Decays of the momenta; the first is that of the Adam direction.
         second_moment_decay: Decay of the second moment.
@@ -47,6 +48,7 @@ class LearnedConfig:
     correction: float = 0.1
     output_scale: float = 0.1
     features: tuple[str, ...] = FEATURES
+    hidden: tuple[int, ...] = (8, 8)
     use_time: bool = True
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     second_moment_decay: float = 0.95
@@ -58,11 +60,13 @@ class LearnedConfig:
     by_kind: bool = True
 
     def __post_init__(self) -> None:
-        for field in ("features", "momentum_decays", "factor_decays"):
+        for field in ("features", "hidden", "momentum_decays", "factor_decays"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if self.base not in ("adam", "none"):
             raise ValueError(f"base is {self.base!r}, expected 'adam' or 'none'")
         check_features(self.features)
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden is {self.hidden}, expected one or more positive widths, such as (8, 8)")
         if not self.momentum_decays:
             raise ValueError("momentum_decays is empty, expected at least one decay, such as (0.9,)")
         if self.needs_factors and len(self.factor_decays) != len(self.momentum_decays):
@@ -123,7 +127,7 @@ class LearnedRule(UpdateRule, abc.ABC):
         )
         self.first = FeatureLinear(
             config.features,
-            self.first_width,
+            config.hidden[0],
             len(config.momentum_decays),
             len(factors),
             config.use_time,
@@ -133,22 +137,16 @@ class LearnedRule(UpdateRule, abc.ABC):
         self.step_size = StepSize(config.lr, schedule=config.schedule, by_kind=config.by_kind)
         self.reset_body(generator, space)
 
-    @property
-    @abc.abstractmethod
-    def first_width(self) -> int:
-        """Channels of the first layer."""
-
     @abc.abstractmethod
     def reset_body(self, generator: torch.Generator, space: WeightSpace | None) -> None:
         """Make the layers after the first."""
 
     @abc.abstractmethod
-    def body(self, first: list[Preactivation], layout: Layout, space: WeightSpace) -> list[Tensor]:
+    def body(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
         """The layers after the first.
 
         Args:
-            first: The first layer's output for each tensor, ``(first_width, n)``, before the activation.
-            layout: The tensors.
+            first: The first layer's output for each tensor, ``(hidden[0], n)``, before the activation.
             space: Their weight space.
 
         Returns:
@@ -176,7 +174,7 @@ class LearnedRule(UpdateRule, abc.ABC):
         means = self.accumulators.update(layout, gradient, state["tensors"])
         time = time_features(step, gradient.dtype)
         inputs = Inputs(layout.flatten(params), gradient, means)
-        corrections = self.body(self.first(inputs, time), layout, space)
+        corrections = self.body(self.first(inputs, time), space)
         updates = self._finish(corrections, means, self.step_size(time))
         return updates, {"tensors": means.state(), "shared": {}}
 

@@ -6,30 +6,18 @@ import dataclasses
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nfn_opt.optim.first_layer import Preactivation, affine, initial_weight
-from nfn_opt.optim.layout import Layout
+from nfn_opt.optim.first_layer import Preactivation
 from nfn_opt.optim.learned import LearnedConfig, LearnedRule
+from nfn_opt.optim.pointwise import PointwiseMLP
 from nfn_opt.optim.rule import register_rule
 from nfn_opt.weight_space import WeightSpace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLPConfig(LearnedConfig):
-    """Options of :class:`MLPRule`: those of :class:`LearnedConfig`, and these.
-
-    Attributes:
-        hidden: Widths of the hidden layers.
-    """
-
-    hidden: tuple[int, ...] = (8, 8)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden is {self.hidden}, expected one or more positive widths, such as (8, 8)")
+    """Options of :class:`MLPRule`, those of :class:`LearnedConfig`."""
 
     @classmethod
     def celo2_base(cls, lr: float = 1e-3) -> MLPConfig:
@@ -70,27 +58,10 @@ class MLPRule(LearnedRule):
     config_class: ClassVar[type[Any]] = MLPConfig
     config: MLPConfig
 
-    @property
-    def first_width(self) -> int:
-        """See :class:`LearnedRule`."""
-        return self.config.hidden[0]
-
     def reset_body(self, generator: torch.Generator, space: WeightSpace | None) -> None:
         """See :class:`LearnedRule`."""
-        widths = (*self.config.hidden, 1)
-        scales = [1.0] * (len(widths) - 2) + [self.config.output_scale]
-        self.weights = nn.ParameterList(
-            initial_weight(n_out, n_in, generator, scale)
-            for n_in, n_out, scale in zip(widths[:-1], widths[1:], scales, strict=True)
-        )
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(n)) for n in widths[1:])
+        self.rest = PointwiseMLP((*self.config.hidden, 1), self.config.output_scale, generator)
 
-    def body(self, first: list[Preactivation], layout: Layout, space: WeightSpace) -> list[Tensor]:
+    def body(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
         """See :class:`LearnedRule`."""
-        return [torch.cat([self._mlp(block) for block in one.blocks()]) for one in first]
-
-    def _mlp(self, hidden: Tensor) -> Tensor:
-        """From the first layer's output ``(H, m)`` to the correction ``(m,)``."""
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            hidden = affine(weight, torch.relu_(hidden), bias)
-        return hidden.squeeze(0)
+        return [torch.cat([self.rest(block) for block in one.blocks()], dim=1).squeeze(0) for one in first]

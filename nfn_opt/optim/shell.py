@@ -129,7 +129,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found = self._entries()
+        found = [entry for entry in self._entries() if entry.param.numel() > 0]
         with_gradient = [entry for entry in found if entry.param.grad is not None]
         if not with_gradient:
             return loss
@@ -184,7 +184,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self._space is not None:
             return self._space
         if self._independent is None:
-            self._independent = WeightSpace.independent({entry.key: entry.param for entry in self._entries()})
+            self._independent = WeightSpace.independent(
+                {entry.key: entry.param for entry in self._entries() if entry.param.numel() > 0}
+            )
         return self._independent
 
     @property

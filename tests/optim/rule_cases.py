@@ -21,6 +21,8 @@ RULES: dict[str, Callable[[], UpdateRule]] = {
     "mlp, few features": lambda: make_rule("mlp", features=FEW, hidden=(4,), by_kind=False, schedule=False),
     "mlp, other order": lambda: make_rule("mlp", features=("row", "factored_momentum", "gradient")),
     "mlp, normalised": lambda: make_rule("mlp", normalise_output=True, use_time=False),
+    "nfn": lambda: make_rule("nfn"),
+    "nfn, one layer": lambda: make_rule("nfn", hidden=(4,), channels=3, features=FEW),
     "celo2 base": lambda: MLPRule(MLPConfig.celo2_base()),
 }
 

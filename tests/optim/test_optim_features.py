@@ -16,12 +16,12 @@ from tests.optim.rule_cases import SHAPES, draw, run
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 def test_celo2_base_is_the_published_rule(generator: torch.Generator, scale: float) -> None:
     rule = MLPRule(MLPConfig.celo2_base()).double().requires_grad_(False)
-    for bias in (rule.first.bias, *rule.biases):
+    for bias in (rule.first.bias, *rule.rest.biases):
         bias.normal_(generator=generator)
     params, gradients = draw(generator), [draw(generator) for _ in range(4)]
     gradients = [{name: scale * g for name, g in grads.items()} for grads in gradients]
     got, _ = run(rule, WeightSpace.independent(params), params, gradients)
-    weights, biases = [rule.first.weight, *rule.weights], [rule.first.bias, *rule.biases]
+    weights, biases = [rule.first.weight, *rule.rest.weights], [rule.first.bias, *rule.rest.biases]
     expected = celo2_twin.run(params, gradients, weights, biases, lr=1e-3)
     moved = {name: expected[name] - params[name] for name in params}
     assert all(m.abs().max() > 1e-4 for m in moved.values())
