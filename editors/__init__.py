@@ -1,1 +1,36 @@
-"""Implicit neural representations of images, and learned edits of their weights."""
+"""Implicit neural representations of images, and learned edits of their weights.
+
+from editors import Editor, fit
+inrs = fit(images, seed=0)
+edited = Editor.pretrained("dilate")(inrs, strength=1.0)
+pictures = edited.render()
+"""
+
+from editors.editor import Editor, EditorConfig, pretrained_editors
+from editors.edits import EDITS, Edit, get_edit
+from editors.fitting import fit
+from editors.inr_set import InrSet
+from editors.siren import Siren, SirenConfig, coordinates, siren_apply
+from editors.training import TrainEditorConfig, editing_error, no_edit_error, train_editor
+
+__all__ = [
+    # INRs
+    "InrSet",
+    "Siren",
+    "SirenConfig",
+    "coordinates",
+    "fit",
+    "siren_apply",
+    # edits of images
+    "EDITS",
+    "Edit",
+    "get_edit",
+    # edits of weights
+    "Editor",
+    "EditorConfig",
+    "TrainEditorConfig",
+    "editing_error",
+    "no_edit_error",
+    "pretrained_editors",
+    "train_editor",
+]

@@ -1,0 +1,223 @@
+"""Editors: equivariant functionals that map the weights of an INR to the weights of the edited INR."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editors.inr_set import InrSet
+from editors.siren import COORDINATES, Siren, SirenConfig
+from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
+from nfn_opt.functionals import EquivariantConfig, EquivariantFunctional
+from nfn_opt.weight_space import Symmetry, WeightSpace
+
+__all__ = ["Editor", "EditorConfig", "pretrained_editors"]
+
+KIND = "editor"
+"""The kind of an editor's file."""
+
+NETWORKS_PER_CHUNK = 256
+"""INRs edited at once outside training."""
+
+_PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditorConfig:
+    """What an editor is made of.
+
+    Attributes:
+        siren: Architecture of the INRs.
+        edit: Name of the image edit.
+        image_size: (height, width) of the images that the INRs were fitted to.
+        symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
+        body: The functional; it has one channel in and one out.
+    """
+
+    siren: SirenConfig
+    edit: str
+    image_size: tuple[int, int]
+    symmetry: Symmetry = "all"
+    body: EquivariantConfig = dataclasses.field(
+        default_factory=lambda: EquivariantConfig(
+            hidden_channels=32,
+            fourier_frequencies=16,
+            fourier_scale=0.5,
+            position_bands=3,
+            norm=True,
+            out_scale=0.1,
+        )
+    )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
+        """Rebuild a configuration from ``dataclasses.asdict``, as stored in an editor's file."""
+        fields = dict(values)
+        fields["siren"] = SirenConfig(**fields["siren"])
+        fields["body"] = EquivariantConfig(**fields["body"])
+        fields["image_size"] = tuple(fields["image_size"])
+        return cls(**fields)
+
+
+class Editor(nn.Module):
+    r"""A learned edit of INRs: :math:`W' = W + s \cdot \sigma \odot f((W - \mu) / \sigma)`.
+
+    :math:`f` is equivariant to permuting the hidden neurons of the INR, so the edit of a permuted INR is the
+    permuted edit. :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs
+    that the editor was trained on, :math:`s` is the strength (Sec. 4.3 of arXiv:2302.14040).
+
+    Args:
+        config: What the editor is made of.
+        generator: Source of the initial weights; None stands for a new generator of seed 0.
+
+    Example:
+        >>> from editors import fit
+        >>> inrs = fit(torch.rand(2, 8, 8, 1, generator=torch.Generator().manual_seed(0)), steps=5)
+        >>> editor = Editor(EditorConfig(siren=inrs.config, edit="dilate", image_size=(8, 8)))
+        >>> same = editor(inrs, strength=0.0)
+        >>> all(torch.equal(same.params[name], inrs.params[name]) for name in inrs.params)
+        True
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EditorConfig, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.metadata: dict[str, Any] = {}
+        self.space = WeightSpace.from_module(
+            Siren(config.siren), torch.zeros(2, COORDINATES), symmetry=config.symmetry
+        )
+        generator = generator or torch.Generator().manual_seed(0)
+        self.body = EquivariantFunctional(self.space, config.body, generator=generator)
+        self.register_buffer("mean", torch.zeros(len(self.space.names)))
+        self.register_buffer("std", torch.ones(len(self.space.names)))
+
+    def standardize(self, inrs: InrSet) -> None:
+        """Take the mean and standard deviation of each parameter tensor from a training set of INRs."""
+        self._check(inrs)
+        for i, name in enumerate(self.space.names):
+            self.mean[i], self.std[i] = inrs.params[name].mean(), inrs.params[name].std().clamp_min(1e-6)
+
+    def change(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The change of the weights at strength 1, differentiable.
+
+        Args:
+            params: Weights ``{name: (B, *shape)}``.
+
+        Returns:
+            ``{name: (B, *shape)}``.
+        """
+        names = self.space.names
+        standard = {name: (params[name] - self.mean[i]) / self.std[i] for i, name in enumerate(names)}
+        raw = self.space.from_features(self.body(self.space.as_features(standard)))
+        return {name: raw[name] * self.std[i] for i, name in enumerate(names)}
+
+    def edit_params(self, params: Mapping[str, Tensor], strength: float = 1.0) -> dict[str, Tensor]:
+        """The edited weights ``{name: (B, *shape)}``, differentiable; strength 0 gives the weights themselves."""
+        if not 0.0 <= strength <= 1.0:
+            raise ValueError(f"strength is {strength}, expected 0 (no edit) to 1 (the whole edit)")
+        if strength == 0.0:
+            return {name: params[name].clone() for name in self.space.names}
+        change = self.change(params)
+        return {name: torch.add(params[name], change[name], alpha=strength) for name in self.space.names}
+
+    @torch.no_grad()
+    def forward(self, inrs: InrSet, strength: float = 1.0) -> InrSet:
+        """Edit INRs, without gradient.
+
+        Args:
+            inrs: INRs of the editor's architecture.
+            strength: 0 (exactly the same INRs) to 1 (the whole edit).
+
+        Raises:
+            ValueError: If the INRs are of another architecture, or the strength is out of range.
+        """
+        self._check(inrs)
+        parts = []
+        for start in range(0, len(inrs), NETWORKS_PER_CHUNK):
+            chunk = {name: value[start : start + NETWORKS_PER_CHUNK] for name, value in inrs.params.items()}
+            parts.append(self.edit_params(chunk, strength))
+        return inrs.with_params({name: torch.cat([part[name] for part in parts]) for name in inrs.params})
+
+    def _check(self, inrs: InrSet) -> None:
+        if inrs.config != self.config.siren:
+            raise ValueError(
+                f"the INRs are {inrs.config}, expected {self.config.siren} as the editor was made for; fit the images "
+                "again with config=editor.config.siren, or train an editor for these INRs"
+            )
+
+    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> Path:
+        """Write the editor to one safetensors file, atomically.
+
+        Args:
+            path: File to write.
+            metadata: How the editor was trained and its scores; kept as ``editor.metadata`` when loaded.
+        """
+        stored = {
+            "config": dataclasses.asdict(self.config),
+            "space": self.space.fingerprint,
+            "training": dict(metadata if metadata is not None else self.metadata),
+        }
+        return save_artifact(path, dict(self.state_dict()), kind=KIND, metadata=stored)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Editor:
+        """Read an editor written by :meth:`save`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ArtifactError: If the file is truncated, is not safetensors, or does not hold a valid editor.
+        """
+        tensors, metadata = load_artifact(path, kind=KIND)
+        try:
+            editor = cls(EditorConfig.from_dict(metadata["config"]))
+            if editor.space.fingerprint != metadata["space"]:
+                raise ValueError("its weight space is not the one that this version finds for its INRs")
+            editor.load_state_dict(tensors)
+            editor.metadata = metadata["training"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{os.fspath(path)} does not hold a valid editor: {error}") from error
+        return editor
+
+    @classmethod
+    def pretrained(cls, edit: str) -> Editor:
+        """The editor that ships with the package for an edit; see :func:`pretrained_editors`.
+
+        Raises:
+            ValueError: If none ships for that edit.
+        """
+        path = _PRETRAINED / f"{edit}.safetensors"
+        if not path.is_file():
+            known = pretrained_editors()
+            close = difflib.get_close_matches(edit, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            raise ValueError(
+                f"no pretrained editor for {edit!r}{hint} there are {', '.join(known) or 'none'}. "
+                "Train one with scripts/train_editor.py and load it with Editor.load"
+            )
+        return cls.load(path)
+
+    def extra_repr(self) -> str:
+        """The edit and the architecture."""
+        sizes = "-".join(map(str, self.config.siren.layer_sizes))
+        return f"edit={self.config.edit!r}, siren={sizes}, symmetry={self.config.symmetry!r}"
+
+
+def pretrained_editors() -> list[str]:
+    """Names of the edits that an editor ships for."""
+    return sorted(path.stem for path in _PRETRAINED.glob("*.safetensors"))
+
+
+def describe(editor: Editor) -> str:
+    """The configuration and training record of an editor as indented JSON."""
+    return json.dumps({"config": dataclasses.asdict(editor.config), "training": editor.metadata}, indent=2)
