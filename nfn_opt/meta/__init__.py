@@ -1,0 +1,46 @@
+"""Meta-training: inner problems, unrolling, meta-gradients, the outer loop, comparison with tuned Adam."""
+
+from nfn_opt.meta.carry import Carry
+from nfn_opt.meta.classification import ClassificationTask, CNNClassification, MLPClassification
+from nfn_opt.meta.config import InnerConfig, MetaTrainConfig, OuterConfig, TaskConfig
+from nfn_opt.meta.estimators import MetaGradient, TruncatedBackprop
+from nfn_opt.meta.evaluate import ADAM_LEARNING_RATES, Curves, Tuned, evaluate, tuned_adam
+from nfn_opt.meta.initialization import default_init
+from nfn_opt.meta.reparametrization import Reparametrization
+from nfn_opt.meta.run_folder import RunFolder
+from nfn_opt.meta.tasks import Task, TaskWrapper
+from nfn_opt.meta.train import MetaTrainResult, meta_train
+from nfn_opt.meta.unroll import Unrolled, init_state, losses_and_grads, unroll
+
+__all__ = [
+    # Comparison
+    "ADAM_LEARNING_RATES",
+    # Inner problems
+    "CNNClassification",
+    # Unrolling and its gradient
+    "Carry",
+    "ClassificationTask",
+    "Curves",
+    # The outer loop
+    "InnerConfig",
+    "MLPClassification",
+    "MetaGradient",
+    "MetaTrainConfig",
+    "MetaTrainResult",
+    "OuterConfig",
+    "Reparametrization",
+    "RunFolder",
+    "Task",
+    "TaskConfig",
+    "TaskWrapper",
+    "TruncatedBackprop",
+    "Tuned",
+    "Unrolled",
+    "default_init",
+    "evaluate",
+    "init_state",
+    "losses_and_grads",
+    "meta_train",
+    "tuned_adam",
+    "unroll",
+]
