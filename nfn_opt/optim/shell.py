@@ -204,7 +204,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         message = f"the {what} of {names} is NaN or infinite; weights and optimizer state are unchanged"
         if self._on_nonfinite == "raise":
             raise FloatingPointError(f"{message}; pass on_nonfinite='skip' to skip such steps")
-        warnings.warn(f"step skipped: {message}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"step skipped: {message}", RuntimeWarning, stacklevel=5)
         return True
 
     def _compute(

@@ -85,17 +85,19 @@ def gradients(found: Sequence[Entry]) -> dict[str, Tensor]:
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> set[str]:
-    """Keys of the tensors that hold NaN or infinite values, with one synchronisation for each device."""
+    """Keys of the tensors that hold NaN or infinite values.
+
+    One fast pass and one synchronisation for each device: a sum is not finite if an entry is not. It may also
+    overflow, so the few tensors that it accuses are looked at again.
+    """
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if tensor.numel() > 0:
-            largest = torch.linalg.vector_norm(tensor, torch.inf)
-            by_device.setdefault(tensor.device, {})[key] = largest.float()
-    bad: set[str] = set()
-    for norms in by_device.values():
-        finite = torch.isfinite(torch.stack(list(norms.values()))).tolist()
-        bad.update(key for key, ok in zip(norms, finite, strict=True) if not ok)
-    return bad
+        by_device.setdefault(tensor.device, {})[key] = tensor.sum(dtype=compute_dtype(tensor.dtype)).float()
+    accused: list[str] = []
+    for sums in by_device.values():
+        finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
+        accused += [key for key, ok in zip(sums, finite, strict=True) if not ok]
+    return {key for key in accused if not torch.isfinite(tensors[key]).all()}
 
 
 class RuleBank:

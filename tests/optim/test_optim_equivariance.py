@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from nfn_opt.optim import UpdateRule, make_rule
 from nfn_opt.weight_space import WeightSpace
-from tests.optim.networks import random_network, random_space
-from tests.optim.rule_cases import RULES, draw, run
+from tests.optim.networks import difference, random_network, random_space
+from tests.optim.rule_cases import RULES, draw
 
 
 @pytest.fixture(params=RULES, name="rule")
 def make(request: pytest.FixtureRequest) -> UpdateRule:
     return RULES[request.param]().double().requires_grad_(False)
-
-
-def draw_like(space: WeightSpace, generator: torch.Generator) -> dict[str, Tensor]:
-    return {s.name: torch.randn(s.shape, generator=generator, dtype=torch.float64) for s in space.parameters}
-
-
-def difference(
-    rule: UpdateRule, space: WeightSpace, acting: WeightSpace, generator: torch.Generator
-) -> float:
-    """Relative difference of the two orders after three updates, for a random permutation of ``acting``."""
-    params, gradients = draw_like(space, generator), [draw_like(space, generator) for _ in range(3)]
-    permutation = acting.random_permutation(generator)
-    after, _ = run(rule, space, params, gradients)
-    permuted = [acting.permute(tensors, permutation) for tensors in (params, *gradients)]
-    got, _ = run(rule, space, permuted[0], permuted[1:])
-    expected = acting.permute(after, permutation)
-    moved = {name: expected[name] - permuted[0][name] for name in expected}
-    size = max(m.abs().max().item() for m in moved.values())
-    return max((got[n] - expected[n]).abs().max().item() for n in expected) / size
 
 
 @pytest.mark.parametrize("seed", range(8))

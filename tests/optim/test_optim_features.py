@@ -118,3 +118,27 @@ def test_refused_options(options: dict[str, object], match: str) -> None:
 
 def test_shapes_cover_every_order() -> None:
     assert {len(shape) for shape in SHAPES.values()} == {0, 1, 2, 3, 4}
+
+
+def test_order_of_features_is_the_order_of_columns(generator: torch.Generator) -> None:
+    """Also where features that vectors lack come first."""
+    rules = [MLPRule(MLPConfig(features=order)).double() for order in (FEATURES, FEATURES[::-1])]
+    rules[1].load_state_dict(rules[0].state_dict())
+    for feature in FEATURES:
+        here, there = (list(rule.first.columns[feature]) for rule in rules)
+        rules[1].first.weight.data[:, there] = rules[0].first.weight.data[:, here]
+    params, gradients = draw(generator), [draw(generator) for _ in range(2)]
+    space = WeightSpace.independent(params)
+    forward, backward = (run(rule, space, params, gradients)[0] for rule in rules)
+    torch.testing.assert_close(forward, backward, rtol=1e-12, atol=1e-14)
+
+
+def test_blocks_are_the_whole(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no graph is kept large tensors are worked on in blocks; the result is that of one block."""
+    rule, params, gradients = MLPRule().double(), draw(generator), [draw(generator) for _ in range(2)]
+    space = WeightSpace.independent(params)
+    whole, _ = run(rule, space, params, gradients)
+    monkeypatch.setattr("nfn_opt.optim.first_layer.BLOCK", 5)
+    with torch.no_grad():
+        blocks, _ = run(rule, space, params, gradients)
+    torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-14)

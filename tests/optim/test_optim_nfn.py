@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from nfn_opt.artifacts import ArtifactError
 from nfn_opt.optim import AdamConfig, AdamRule, LearnedOptimizer, UpdateRule, load_rule, make_rule, save_rule
 from nfn_opt.weight_space import WeightSpace
-from tests.optim.networks import random_space
+from tests.optim.networks import difference, draw_like, random_space
 from tests.optim.rule_cases import run
-from tests.optim.test_optim_equivariance import difference, draw_like
 
 
 def make_model() -> nn.Sequential:
