@@ -26,7 +26,7 @@ def cnn(*channels: int, kernel: int = 3, pooled: bool = True) -> nn.Sequential:
     """Convolutions with ReLU between them, a global pooling or a flatten of 2 x 2 pixels, and a linear layer."""
     layers: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise(channels[:-1]):
-        layers += [nn.Conv2d(n_in, n_out, kernel, padding="same"), nn.ReLU()]
+        layers += [nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2), nn.ReLU()]
     layers += [nn.AdaptiveAvgPool2d(1 if pooled else 2), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(channels[-2] * (1 if pooled else 4), channels[-1]))
 
