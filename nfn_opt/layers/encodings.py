@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nfn_opt.layers.checks import check_input
 from nfn_opt.weight_space import Axis, Features, TensorSpec, WeightSpace
+from nfn_opt.weight_space.checks import check_features
 
 
 class GaussianFourierFeatures(nn.Module):
@@ -111,6 +113,7 @@ class PositionEncoding(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map ``{name: (B, *axes, C)}`` to ``{name: (B, *axes, C + 2 * bands + 1)}``."""
+        check_features(self.space, features)
         encoded: Features = {}
         for name, key in self.keys.items():
             tensor = features[name]
@@ -163,6 +166,7 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map ``{name: (B, *axes, channels)}`` to the same shapes."""
+        check_input(self.space, features, self.parameter_table.shape[1], self.parameter_table)
         embedded: Features = {}
         for i, spec in enumerate(self.space.parameters):
             tensor = features[spec.name] + self.parameter_table[i]

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nfn_opt.layers.checks import check_input
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.layers.plan import Reader, Step, Term, concatenate, plan_per_parameter, write
 from nfn_opt.layers.relations import RELATIONS, plan_by_relation
 from nfn_opt.weight_space import Features, WeightSpace
-from nfn_opt.weight_space.checks import check_features
 
 Sharing = Literal["per_parameter", "by_relation"]
 _BIAS_KINDS = ("vector", "matrix")
@@ -108,22 +108,28 @@ class PerParameterLinear(nn.Module):
 
     def _initial(self, step: Step, generator: torch.Generator | None) -> Tensor:
         """Normal weights: half of an output's variance from its own entry, the rest shared by the other terms."""
-        fan_in = step.rows * self.in_channels
-        counts: dict[str, int] = defaultdict(int)
-        for other in self._steps:
-            for pattern in other.writings:
-                counts[pattern.name] += 1
         blocks = []
         for pattern in step.writings:
-            others = counts[pattern.name] - 1
-            share = 1.0 if not others else 0.5 if pattern.full else 0.5 / others
-            std = math.sqrt(share / fan_in)
-            blocks.append(_normal((fan_in, pattern.fold * self.out_channels), std, generator))
+            own = [pattern.full and reading == pattern for reading in step.readings]
+            others = self._other_terms(pattern)
+            rows = sum(r.fold for r, same in zip(step.readings, own, strict=True) if not same)
+            stds = []
+            for reading, same in zip(step.readings, own, strict=True):
+                share = (0.5 if others else 1.0) if same else 0.5 / others
+                std = math.sqrt(share / (self.in_channels * (reading.fold if same else rows)))
+                stds += [std] * (reading.fold * self.in_channels)
+            shape = (len(stds), pattern.fold * self.out_channels)
+            blocks.append(_normal(shape, 1.0, generator) * torch.tensor(stds)[:, None])
         return torch.cat(blocks, dim=1)
+
+    def _other_terms(self, pattern: Pattern) -> int:
+        """How many products add to an entry of a parameter besides the product with the entry itself."""
+        terms = [(step, p) for step in self._steps for p in step.writings if p.name == pattern.name]
+        return sum(not p.full or any(reading != p for reading in step.readings) for step, p in terms)
 
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map weight features with ``in_channels`` to weight features with ``out_channels``."""
-        check_features(self.space, features, self.in_channels)
+        check_input(self.space, features, self.in_channels, self.weights[0])
         reader = Reader(features)
         terms: dict[str, list[Term]] = {name: [] for name in self.space.names}
         for step, weight in zip(self._steps, self.weights, strict=True):
@@ -208,7 +214,7 @@ class RelationLinear(nn.Module):
     def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Features:
         """Map weight features of ``space`` (by default the one given at construction)."""
         space = space or self.space
-        check_features(space, features, self.in_channels)
+        check_input(space, features, self.in_channels, self.weight)
         reader = Reader(features)
         terms: dict[str, list[Term]] = {name: [] for name in space.names}
         for writing in plan_by_relation(space):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.weight_space import Features, WeightSpace
+from nfn_opt.weight_space.checks import check_features
 
 
 class Pointwise(nn.Module):
@@ -59,13 +60,14 @@ class LearnedScale(nn.Module):
 
     def __init__(self, space: WeightSpace, initial: float = 0.01) -> None:
         super().__init__()
-        self.names = space.names
+        self.space = space
         self.scale = nn.Parameter(torch.full((len(space.names),), initial))
 
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map ``{name: (B, *axes, C)}`` to the same shapes."""
-        return {name: features[name] * self.scale[i] for i, name in enumerate(self.names)}
+        check_features(self.space, features)
+        return {name: features[name] * self.scale[i] for i, name in enumerate(self.space.names)}
 
     def extra_repr(self) -> str:
         """Number of parameters of the space."""
-        return f"{len(self.names)} parameters"
+        return f"{len(self.space.names)} parameters"

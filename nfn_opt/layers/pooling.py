@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.weight_space import WeightSpace
+from nfn_opt.weight_space.checks import check_features
 
 Reduction = Literal["mean", "sum", "max"]
 
@@ -47,6 +48,7 @@ class InvariantPool(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map ``{name: (B, *axes, C)}`` to ``(B, out_features(C))``."""
+        check_features(self.space, features)
         reduce = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}[self.reduction]
         vectors = []
         for spec in self.space.parameters:
