@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.meta.evaluate import Curves, Tuned
@@ -45,21 +46,28 @@ def _draw_training(
     steps, losses = zip(*meta_losses, strict=True)
     ax.plot(steps, losses, color=RULE, alpha=0.5, linewidth=0.8, label="meta-loss")
     for name, points in evaluations.items():
-        ax.plot(*zip(*points, strict=True), "o-", markersize=3, label=f"held-out {name}, final loss")
+        ax.plot(*zip(*points, strict=True), "o-", markersize=3, label=f"held-out {_short(name)}, final loss")
     ax.set(xlabel="outer step", ylabel="training loss (nats)", yscale="log", title="Meta-training")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
 
 
 def _draw_comparison(ax: Axes, name: str, curves: Curves, adam: Tuned) -> None:
-    _draw_band(ax, adam.best_curves, ADAM, f"Adam, best of {len(adam.curves)}: lr {adam.best:g}")
+    _draw_band(ax, adam.best_curves, ADAM, f"Adam, best of {len(adam.curves)} learning rates, {adam.best:g}")
     _draw_band(ax, curves, RULE, "this rule")
     ax.set(xlabel="inner step", ylabel="minibatch loss (nats)", yscale="log")
     ax.set_title(
-        f"Training on held-out {name}\n(mean and range of {len(curves.final)} seeds)", fontsize="medium"
+        f"Training on held-out {_short(name)}\n(mean and range of {len(curves.final)} seeds)",
+        fontsize="medium",
     )
     ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
+
+
+def _short(images: str) -> str:
+    """The name of an image set, without the folders of a path."""
+    return Path(images).stem
 
 
 def _draw_band(ax: Axes, curves: Curves, color: str, label: str) -> None:
