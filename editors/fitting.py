@@ -3,20 +3,14 @@
 The networks are independent, so a chunk of them is one batch: their parameters are stacked, their gradient is
 written out by hand into buffers that are made once, and one Adam updates all of them. A chunk is just large
 enough to amortise the cost of calling torch and small enough to stay in the processor's cache.
-
-For one network with layers ``z_l = omega W_l h_{l-1} + omega b_l``, ``h_l = sin z_l``, the loss is the mean
-square of the residual ``r``; with ``d_l`` the derivative by ``z_l``, pixels along the last axis,
-
-    d_l = (omega W_{l+1}^T d_{l+1}) * cos z_l,   dW_l = omega d_l h_{l-1}^T,   db_l = omega sum_pixels d_l,
-
-and for the linear last layer the same without omega and cosine, from ``d = 2 r / (pixels * channels)``.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,25 +18,23 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from editors.inr_set import InrSet, psnr
+from editors.inr_set import InrSet
 from editors.siren import SirenConfig, coordinates, initial_parameters
+from editors.stacked import fit_chunk
 from nfn_opt.data import ImageData
 
 __all__ = ["fit"]
 
-BETAS = (0.8, 0.9)
-"""Adam's decay rates. Shorter memories than usual: a fit is a few dozen steps, without gradient noise."""
-
-PIXELS_PER_CHUNK = 16_384
-"""Pixels of all images of a chunk together, unless told: activations of about 2 MB a layer at width 32."""
+PIXELS_PER_CHUNK = 8_192
+"""Pixels of all images of a chunk together, unless told: activations of about 1 MB a layer at width 32."""
 
 
 def fit(
     images: ImageData | Tensor | np.ndarray,
     *,
     config: SirenConfig | None = None,
-    steps: int = 60,
-    lr: float = 1e-2,
+    steps: int = 100,
+    lr: float = 4e-3,
     seed: int = 0,
     target_psnr: float | None = None,
     shared_init: bool = False,
@@ -51,8 +43,10 @@ def fit(
 ) -> InrSet:
     """Fit one SIREN to each image by Adam on the mean squared error over all pixels.
 
-    The learning rate falls linearly from `lr` to zero. With the defaults, INRs of 8 x 8 digits and of
-    MNIST pass 40 dB. A smaller `lr` with more `steps` gives smoother images between the pixels.
+    The learning rate falls linearly from `lr` to zero. With the defaults, INRs of 8 x 8 digits pass
+    75 dB, and 99 % of those of MNIST pass 40 dB. ``steps=50, lr=1.2e-2`` reaches 40 dB in half the time, but
+    large steps scatter the weights: the images are rougher between the pixels, and edits of such weights are
+    harder to learn.
 
     Args:
         images: Images with values in [0, 1], shape (N, H, W, C), or (N, H, W) for gray ones; an `ImageData`
@@ -94,19 +88,23 @@ def fit(
     targets = (2 * pixels - 1).reshape(count, height * width, channels).mT
     coords = coordinates(height, width, device=pixels.device, dtype=torch.float32)
     reached = torch.empty(count, device=pixels.device)
+
+    def fit_part(start: int) -> int:
+        part = slice(start, start + chunk_size)
+        reached[part] = fit_chunk(
+            {name: value[part] for name, value in params.items()},
+            targets[part].contiguous(),
+            coords,
+            config,
+            steps=steps,
+            lr=lr,
+            target_psnr=math.inf if target_psnr is None else target_psnr,
+        )
+        return len(reached[part])
+
     with tqdm(total=count, desc="fitting INRs", unit="INR", disable=not progress) as bar:
-        for start in range(0, count, chunk_size):
-            part = slice(start, start + chunk_size)
-            reached[part] = _fit_chunk(
-                {name: value[part] for name, value in params.items()},
-                targets[part].contiguous(),
-                coords,
-                config,
-                steps=steps,
-                lr=lr,
-                target_psnr=math.inf if target_psnr is None else target_psnr,
-            )
-            bar.update(len(reached[part]))
+        for done in _in_parallel(fit_part, range(0, count, chunk_size), pixels.device):
+            bar.update(done)
     _warn_of_failures(reached, target_psnr)
     options = {"steps": steps, "lr": lr, "seed": seed, "target_psnr": target_psnr, "shared_init": shared_init}
     meta: dict[str, Any] = {"fit": options}
@@ -115,6 +113,24 @@ def fit(
         labels = images.labels.to(pixels.device)
         meta["source"] = {"name": images.source, "checksum": images.checksum}
     return InrSet(params, config, reached, (height, width), labels=labels, meta=meta)
+
+
+def _in_parallel(task: Callable[[int], int], starts: Sequence[int], device: torch.device) -> Iterator[int]:
+    """Results of a task for each start, in order; on a CPU by one thread per core.
+
+    Threads that each work alone on a chunk never wait for one another, as torch's own threads do after every
+    operation; and what a chunk computes does not depend on the number of threads.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(starts) == 1:
+        yield from map(task, starts)
+        return
+    pool = ThreadPoolExecutor(min(threads, len(starts)), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(task, starts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # a part of what the workers set holds for the whole process
 
 
 def _as_images(images: ImageData | Tensor | np.ndarray) -> Tensor:
@@ -186,113 +202,3 @@ def _warn_of_failures(reached: Tensor, target_psnr: float | None) -> None:
         RuntimeWarning,
         stacklevel=3,
     )
-
-
-@torch.no_grad()
-def _fit_chunk(
-    params: dict[str, Tensor],
-    targets: Tensor,
-    coords: Tensor,
-    config: SirenConfig,
-    *,
-    steps: int,
-    lr: float,
-    target_psnr: float,
-) -> Tensor:
-    """Fit one chunk, writing into `params`; returns the PSNR of each INR in dB.
-
-    Args:
-        params: Initial parameters, (b, *shape) each; overwritten.
-        targets: Pixels in [-1, 1], shape (b, C, P).
-        coords: Shape (P, 2).
-        config: Architecture.
-        steps: Number of steps, at most.
-        lr: Initial learning rate.
-        target_psnr: In dB; infinite to run all steps.
-    """
-    network = _StackedSiren(params, targets, coords, config)
-    optimizer = torch.optim.Adam([network.values], lr=lr, betas=BETAS, fused=True)
-    reached = torch.full((len(targets),), math.nan, device=targets.device)
-    pending = torch.ones_like(reached, dtype=torch.bool)
-    for step in range(steps + 1):
-        network.forward()
-        if step == steps or target_psnr < math.inf:
-            now = psnr(network.residual)
-            # An INR that has reached the target keeps the parameters with which it did.
-            done = pending if step == steps else pending & (now >= target_psnr)
-            reached[done] = now[done]
-            for name, value in network.split(network.values):
-                params[name][done] = value[done]
-            pending = pending & ~done
-            if not pending.any():
-                break
-        network.backward()
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        optimizer.step()
-    return reached
-
-
-class _StackedSiren:
-    """SIRENs of one architecture, their residual and their gradient, in buffers that are reused.
-
-    Attributes:
-        values: All parameters in one vector: each parameter of the whole chunk, one after the other.
-        residual: Prediction minus target after `forward`, shape (b, C, P).
-    """
-
-    def __init__(
-        self, params: dict[str, Tensor], targets: Tensor, coords: Tensor, config: SirenConfig
-    ) -> None:
-        batch, channels, pixels = targets.shape
-        self._shapes = {name: value.shape for name, value in params.items()}
-        self._omega, self._targets = config.omega_0, targets
-        self.values = torch.cat([value.flatten() for value in params.values()])
-        self.values.grad = torch.zeros_like(self.values)
-        self._layers = self._pairs(self.values)
-        self._grads = self._pairs(self.values.grad)
-        self._inputs = coords.t().expand(batch, -1, -1).contiguous()
-        shape = (batch, config.hidden_width, pixels)
-        self._sines = [targets.new_empty(shape) for _ in range(config.hidden_layers)]
-        self._cosines = [targets.new_empty(shape) for _ in range(config.hidden_layers)]
-        self.residual = targets.new_empty((batch, channels, pixels))
-
-    def split(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name of each parameter and the view of it, (b, *shape), in a vector laid out like `values`."""
-        start = 0
-        for name, shape in self._shapes.items():
-            yield name, vector[start : start + shape.numel()].view(shape)
-            start += shape.numel()
-
-    def _pairs(self, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(weight, bias as a column) of each layer as views of a vector laid out like `values`."""
-        views = [view for _, view in self.split(vector)]
-        return [(weight, bias.unsqueeze(-1)) for weight, bias in zip(views[::2], views[1::2], strict=True)]
-
-    def forward(self) -> None:
-        """Fill the activations and `residual`."""
-        hidden = self._inputs
-        for (weight, bias), sine, cosine in zip(self._layers, self._sines, self._cosines, strict=False):
-            torch.baddbmm(bias * self._omega, weight * self._omega, hidden, out=cosine)
-            torch.sin(cosine, out=sine)
-            cosine.cos_()
-            hidden = sine
-        weight, bias = self._layers[-1]
-        torch.baddbmm(bias, weight, hidden, out=self.residual)
-        self.residual -= self._targets
-
-    def backward(self) -> None:
-        """Fill ``values.grad`` from the activations of `forward`; overwrites the activations."""
-        delta = self.residual.mul_(2 / self.residual[0].numel())
-        scale = 1.0
-        for layer in reversed(range(len(self._layers))):
-            weight_grad, bias_grad = self._grads[layer]
-            inputs = self._sines[layer - 1] if layer else self._inputs
-            torch.bmm(delta, inputs.mT, out=weight_grad)
-            torch.sum(delta, -1, keepdim=True, out=bias_grad)
-            if scale != 1.0:
-                weight_grad.mul_(scale)
-                bias_grad.mul_(scale)
-            if layer:
-                # The inputs are not needed again: their buffer takes their derivative.
-                torch.bmm((self._layers[layer][0] * scale).mT, delta, out=inputs)
-                delta, scale = inputs.mul_(self._cosines[layer - 1]), self._omega

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
-from editors.fitting import _StackedSiren, fit
+from editors.fitting import fit
 from editors.inr_set import InrSet, psnr
 from editors.siren import SirenConfig, coordinates, initial_parameters, siren_apply
+from editors.stacked import StackedSiren
 from nfn_opt.data import ImageData, load_images
 
 
@@ -29,7 +32,7 @@ def test_gradient_equals_autograd(config: SirenConfig, generator: torch.Generato
     params = {name: value.double() for name, value in initial_parameters(config, 3, generator).items()}
     coords = coordinates(4, 5, dtype=torch.float64)
     targets = torch.rand(3, config.out_channels, 20, generator=generator, dtype=torch.float64)
-    network = _StackedSiren(params, targets, coords, config)
+    network = StackedSiren(params, targets, coords, config)
     for _ in range(2):  # the buffers are reused
         network.forward()
         residual = network.residual.clone()
@@ -88,6 +91,36 @@ def test_the_seed_decides_and_the_chunk_size_does_not(digits: ImageData) -> None
         assert torch.equal(value, again.params[name])
         torch.testing.assert_close(value, cut.params[name], atol=1e-4, rtol=1e-4)
         assert not torch.equal(value, other.params[name])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_number_of_threads_changes_nothing(digits: ImageData) -> None:
+    parallel = fit(digits, steps=5, chunk_size=3)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    serial = fit(digits, steps=5, chunk_size=3)
+    for name, value in serial.params.items():
+        assert torch.equal(value, parallel.params[name])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_failure_in_a_thread_is_raised(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("editors.fitting.fit_chunk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(digits, chunk_size=1)
+    assert torch.get_num_threads() == 2
 
 
 def test_initial_parameters_are_fresh_or_shared(digits: ImageData) -> None:
