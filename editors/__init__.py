@@ -11,6 +11,7 @@ from editors.edits import EDITS, Edit, get_edit
 from editors.fitting import fit
 from editors.inr_set import InrSet
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
+from editors.tiling import PictureEdit, edit_picture
 from editors.training import TrainEditorConfig, editing_error, no_edit_error, train_editor
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     # edits of weights
     "Editor",
     "EditorConfig",
+    "PictureEdit",
     "TrainEditorConfig",
+    "edit_picture",
     "editing_error",
     "no_edit_error",
     "pretrained_editors",

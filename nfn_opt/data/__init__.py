@@ -7,7 +7,8 @@ Example:
 """
 
 from nfn_opt.data.images import ImageData
+from nfn_opt.data.patches import load_photo_patches
 from nfn_opt.data.pictures import read_image, write_image
 from nfn_opt.data.sources import load_images
 
-__all__ = ["ImageData", "load_images", "read_image", "write_image"]
+__all__ = ["ImageData", "load_images", "load_photo_patches", "read_image", "write_image"]
