@@ -14,8 +14,8 @@ def load_photo_patches(count: int, size: int = 16, *, seed: int = 0) -> ImageDat
     """Random square patches of the photographs ``china.jpg`` and ``flower.jpg``, in gray, at random scales.
 
     The photographs (427 x 640 pixels, CC BY 2.0, by the flickr users danielbuechele and vultilion) come with
-    scikit-learn. A patch covers 1, 2 or 4 times its size in the photograph and is reduced to ``size`` by averaging. The photograph is
-    the label.
+    scikit-learn. A patch covers 1, 2 or 4 times its size in the photograph and is reduced to ``size`` by
+    averaging. The photograph is the label.
 
     Args:
         count: Number of patches.
