@@ -6,7 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+"""What a model may return beside tensors."""
 
 
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -23,16 +28,38 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     return (example_inputs,), {}
 
 
+def output_tensors(model: nn.Module, result: Any) -> list[Tensor]:
+    """The tensors among what a model returned.
+
+    Raises:
+        ValueError: If there are none, or if something in the result may hide some.
+    """
+    leaves = tree_leaves(result)
+    opaque = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, *_PLAIN))]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if opaque or not tensors:
+        raise ValueError(
+            f"{type(model).__name__} returns {', '.join(opaque) or 'no tensor'}, expected tensors, alone or in tuples, "
+            "lists and dicts; wrap the model in a module that returns its tensors"
+        )
+    return tensors
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and every sub-module back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
+    """Put a model into evaluation mode, and every attribute of its modules back as it was afterwards.
+
+    Hooks such as those of pruning, and forward passes that keep what they computed, set attributes.
+    """
+    attributes = {module: dict(module.__dict__) for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, before in attributes.items():
+            for name in module.__dict__.keys() - before.keys():
+                del module.__dict__[name]
+            module.__dict__.update(before)
 
 
 @contextmanager

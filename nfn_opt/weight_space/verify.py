@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from nfn_opt.weight_space.modules import call_arguments, evaluation_mode
-from nfn_opt.weight_space.spec import TensorSpec
+from nfn_opt.weight_space.modules import call_arguments, evaluation_mode, output_tensors
+from nfn_opt.weight_space.spec import Permutation, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nfn_opt.weight_space.space import WeightSpace
-    from nfn_opt.weight_space.spec import Permutation
 
 
 def verify(
@@ -27,23 +28,27 @@ def verify(
     dtype: torch.dtype | None,
 ) -> float:
     """See :meth:`WeightSpace.verify`."""
+    if trials < 1:
+        raise ValueError(f"trials is {trials}, expected at least 1; without a permutation nothing is checked")
     generator = generator or torch.Generator().manual_seed(0)
-    tensors = {**dict(model.named_parameters()), **{s.name: model.get_buffer(s.name) for s in space.buffers}}
-    tensors = {name: _cast(tensor.detach().clone(), dtype) for name, tensor in tensors.items()}
-    arguments = tree_map_only(Tensor, lambda t: _cast(t, dtype), call_arguments(example_inputs))
-    others = {name: _cast(b.clone(), dtype) for name, b in model.named_buffers() if name not in tensors}
+    tensors = {name: _cast(p.detach(), dtype) for name, p in model.named_parameters()}
+    buffers = {name: _cast(b.detach(), dtype) for name, b in model.named_buffers()}
+    moving = {s.name for s in space.buffers} & buffers.keys()
+    tensors.update({name: buffers.pop(name) for name in moving})
+    arguments = tree_map_only(Tensor, lambda t: _cast(t.detach(), dtype), call_arguments(example_inputs))
+    _check_count("inputs", tree_leaves(arguments), space.inputs)
     worst = 0.0
     with torch.no_grad(), evaluation_mode(model):
-        expected = _run(model, {**tensors, **others}, arguments)
-        for _ in range(trials):
-            permutation = space.random_permutation(generator)
-            moved = {**space.permute(tensors, permutation), **others}
-            outputs = _run(model, moved, _permute_leaves(arguments, space.inputs, permutation))
+        expected = _run(model, {**tensors, **buffers}, arguments, dtype)
+        _check_count("outputs", expected, space.outputs)
+        for permutation in _permutations(space, generator, trials):
+            moved = {**space.permute(tensors, permutation), **buffers}
+            outputs = _run(model, moved, _permute_leaves(arguments, space.inputs, permutation), dtype)
             for spec, got, want in zip(space.outputs, outputs, expected, strict=True):
                 worst = max(worst, _relative_change(got, _permuted(spec, want, permutation)))
     used = dtype or next(iter(tensors.values())).dtype
     limit = tolerance if tolerance is not None else 1e-10 if used == torch.float64 else 1e-4
-    if not worst <= limit:
+    if worst > limit:
         raise ValueError(
             f"permuting the neurons changes an output by {worst:.3g} relative to the largest output, expected at most "
             f"{limit:.3g}: the weight space does not belong to this model, or the model is not deterministic"
@@ -51,14 +56,71 @@ def verify(
     return worst
 
 
+def _permutations(space: WeightSpace, generator: torch.Generator, trials: int) -> Iterator[Permutation]:
+    """Permutations that move every group, then some that each move half of the groups.
+
+    Any group is moved, and of any two groups one is moved without the other: neither a group that should not be one,
+    nor two that should be one, can hide behind the identity.
+    """
+    for _ in range(trials):
+        yield _moving(space, generator)
+    names = list(space.groups)
+    for bit in range((len(names) - 1).bit_length()):
+        moved = dict(_moving(space, generator).indices)
+        for rank, name in enumerate(names):
+            if not rank >> bit & 1:
+                moved[name] = torch.arange(len(moved[name]))
+        yield Permutation(moved)
+
+
+def _moving(space: WeightSpace, generator: torch.Generator) -> Permutation:
+    """A random permutation that is the identity on no group of two or more."""
+    indices = dict(space.random_permutation(generator).indices)
+    for name, index in indices.items():
+        while len(index) > 1 and torch.equal(index, torch.arange(len(index))):
+            index = torch.randperm(len(index), generator=generator)
+        indices[name] = index
+    return Permutation(indices)
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    if dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
 
 
-def _run(model: nn.Module, tensors: dict[str, Tensor], arguments: Any) -> list[Tensor]:
-    args, kwargs = arguments
-    result = torch.func.functional_call(model, tensors, args, kwargs)
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+def _run(
+    model: nn.Module, tensors: dict[str, Tensor], arguments: Any, dtype: torch.dtype | None
+) -> list[Tensor]:
+    """The outputs of the model, run on copies: what it writes into is its own."""
+    tensors, (args, kwargs) = tree_map_only(Tensor, torch.clone, (tensors, arguments))
+    try:
+        result = torch.func.functional_call(model, tensors, args, kwargs)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} fails on the example inputs, computing in {dtype or 'its own type'}: "
+            f"{type(error).__name__}: {error}. Expected inputs that model(...) accepts; pass dtype=None where the "
+            "model computes in a fixed floating-point type"
+        ) from error
+    outputs = output_tensors(model, result)
+    _check_comparable(outputs)
+    return outputs
+
+
+def _check_comparable(outputs: list[Tensor]) -> None:
+    if any(output.is_meta for output in outputs):
+        raise ValueError("the model is on the meta device, expected one with values; load its weights first")
+    if not any(output.numel() for output in outputs):
+        raise ValueError("the outputs have no entries, expected some to compare; give inputs with entries")
+
+
+def _check_count(what: str, leaves: list[Any], specs: tuple[TensorSpec, ...]) -> None:
+    got = sum(isinstance(leaf, Tensor) for leaf in leaves)
+    if got != len(specs):
+        raise ValueError(
+            f"the model's {what} hold {got} tensors, expected {len(specs)} as when its symmetry was found; "
+            "call it in the same way"
+        )
 
 
 def _permute_leaves(arguments: Any, specs: tuple[TensorSpec, ...], permutation: Permutation) -> Any:
@@ -78,20 +140,28 @@ def _permuted(spec: TensorSpec, tensor: Tensor, permutation: Permutation) -> Ten
     if not any(axis.permutable for axis in spec.axes):
         return tensor
     batch_dims = 0
-    if tensor.dim() and tensor.shape[0] != spec.shape[0]:
+    if tensor.dim() and spec.shape and tensor.shape[0] != spec.shape[0]:
         batch_dims, split = 1, 1
         while prod(axis.size for axis in spec.axes[:split]) < spec.shape[0]:
             split += 1
         spec = TensorSpec(spec.name, spec.shape[1:], spec.axes[split:])
+    if tuple(tensor.shape[batch_dims:]) != spec.shape:
+        raise ValueError(
+            f"{spec.name} has shape {tuple(tensor.shape)}, expected {spec.shape} after the batch, as when the "
+            "symmetry was found; give inputs of that shape"
+        )
     return spec.unview(spec.permute(spec.view(tensor, batch_dims), permutation, batch_dims), batch_dims)
 
 
 def _relative_change(got: Tensor, want: Tensor) -> float:
-    if not got.is_floating_point():
+    """Largest difference relative to the largest absolute value; infinite if an output is no longer finite."""
+    if not (want.is_floating_point() or want.is_complex()):
         return float((got != want).any())
     if not torch.isfinite(want).all():
         raise ValueError(
             "the model's outputs are not finite, expected finite outputs; verify on other inputs or weights"
         )
-    scale = want.abs().max().clamp_min(torch.finfo(want.dtype).tiny)
+    if not torch.isfinite(got).all():
+        return inf
+    scale = want.abs().max().clamp_min(torch.finfo(want.dtype).tiny) if want.numel() else 1.0
     return float((got - want).abs().max() / scale) if want.numel() else 0.0
