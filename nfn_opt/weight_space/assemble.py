@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nfn_opt.weight_space.atoms import Atom, TracedTensor, fix_all, resolve
+from nfn_opt.weight_space.atoms import Atom, Factors, TracedTensor, fix_all, sizes
+from nfn_opt.weight_space.merging import join, joined_axes, whole
 from nfn_opt.weight_space.spec import Axis, Role, TensorSpec
+
+if TYPE_CHECKING:
+    from nfn_opt.weight_space.tracing import SymmetryTracer
 
 
 def assemble(
@@ -15,22 +20,19 @@ def assemble(
     traced: dict[str, TracedTensor],
     inputs: list[TracedTensor],
     outputs: list[TracedTensor],
-    roles: dict[tuple[str, int], str],
-    used: set[str],
+    tracer: SymmetryTracer,
     symmetry: str,
 ) -> dict[str, Any]:
     """Fix what the chosen symmetry fixes, name the atoms and build one record a tensor."""
-    _mark(inputs, outputs, symmetry)
-    for name, tensor in traced.items():
-        if name not in used:
-            for axis in tensor.axes:
-                fix_all(axis.atoms, "not used in the forward pass")
-    namer = _Namer()
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    parameters = tuple(namer.spec(name, shape, traced[name], roles) for name, shape in shapes.items())
     stored = model.state_dict(keep_vars=True)
+    _mark(inputs, outputs, symmetry)
+    _fix_unmoved(model, traced, tracer.used, stored)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    seen = [*tracer.runs, *(whole(tensor.axes) for tensor in (*traced.values(), *inputs, *outputs))]
+    namer = _Namer(tracer.roles, join(seen, [traced[name] for name in shapes]))
+    parameters = tuple(namer.spec(name, shape, traced[name]) for name, shape in shapes.items())
     buffers = tuple(
-        namer.spec(name, tuple(tensor.shape), traced[name], roles)
+        namer.spec(name, tuple(tensor.shape), traced[name])
         for name, tensor in model.named_buffers()
         if name in stored
     )
@@ -38,8 +40,8 @@ def assemble(
     return {
         "parameters": parameters,
         "buffers": buffers,
-        "inputs": tuple(namer.spec(f"input {i}", _shape(t), t, {}) for i, t in enumerate(inputs)),
-        "outputs": tuple(namer.spec(f"output {i}", _shape(t), t, {}) for i, t in enumerate(outputs)),
+        "inputs": tuple(namer.spec(f"input {i}", sizes(t.axes), t) for i, t in enumerate(inputs)),
+        "outputs": tuple(namer.spec(f"output {i}", sizes(t.axes), t) for i, t in enumerate(outputs)),
         "symmetry": symmetry,
         "aliases": _aliases(stored, {*shapes, *(spec.name for spec in buffers)}),
     }
@@ -57,14 +59,16 @@ def _mark(inputs: list[TracedTensor], outputs: list[TracedTensor], symmetry: str
                     fix_all(axis.atoms, note)
 
 
-def _shape(tensor: TracedTensor) -> tuple[int, ...]:
-    shape = []
-    for axis in tensor.axes:
-        size = 1
-        for atom in axis.roots:
-            size *= atom.size
-        shape.append(size)
-    return tuple(shape)
+def _fix_unmoved(
+    model: nn.Module, traced: dict[str, TracedTensor], used: set[str], stored: dict[str, Any]
+) -> None:
+    """Fix the axes of what plays no part, and of buffers that permuting a ``state_dict`` does not reach."""
+    for name, tensor in traced.items():
+        for axis in tensor.axes if name not in used else ():
+            fix_all(axis.atoms, "not used in the forward pass")
+    for name, _ in model.named_buffers():
+        for axis in traced[name].axes if name not in stored else ():
+            fix_all(axis.atoms, f"buffer {name!r} is not in the state_dict")
 
 
 def _aliases(stored: dict[str, Any], names: set[str]) -> tuple[tuple[str, str], ...]:
@@ -76,7 +80,8 @@ def _aliases(stored: dict[str, Any], names: set[str]) -> tuple[tuple[str, str], 
 class _Namer:
     """Gives each atom one name, in the order in which the parameters show them."""
 
-    def __init__(self) -> None:
+    def __init__(self, roles: Mapping[tuple[str, int], str], joined: Mapping[Atom, Atom | None]) -> None:
+        self._roles, self._joined = roles, joined
         self.closed = False  # once closed, atoms that no parameter has count as fixed
         self._names: dict[Atom, str] = {}
         self._counts: dict[str, int] = {}
@@ -88,21 +93,19 @@ class _Namer:
             self._names[atom] = f"{kind}{self._counts[kind]}"
         return self._names[atom]
 
-    def spec(
-        self, name: str, shape: tuple[int, ...], tensor: TracedTensor, roles: dict[tuple[str, int], str]
-    ) -> TensorSpec:
+    def spec(self, name: str, shape: tuple[int, ...], tensor: TracedTensor) -> TensorSpec:
         """The record of one tensor: each stored axis as the axes that it is viewed as."""
         axes: list[Axis] = []
-        for position, traced in enumerate(tensor.axes):
+        for position, atoms in joined_axes(tensor.axes, self._joined):
             default: Role = "out" if position == 0 else "in" if position == 1 else "space"
-            role = roles.get((name, position), default)
-            axes += self._axes(traced.atoms, role, f"{name}.{position}")  # type: ignore[arg-type]
+            role = self._roles.get((name, position), default)
+            axes += self._axes(atoms, role, f"{name}.{position}")  # type: ignore[arg-type]
         return TensorSpec(name, shape, tuple(axes))
 
-    def _axes(self, atoms: tuple[Atom, ...], role: Role, label: str) -> list[Axis]:
+    def _axes(self, atoms: Factors, role: Role, label: str) -> list[Axis]:
         """The axes of one stored axis; neighbouring fixed factors become one."""
         runs: list[list[Atom]] = []
-        for atom in resolve(atoms):
+        for atom in atoms:
             movable = not atom.fixed and not (self.closed and atom not in self._names)
             if runs and not movable and runs[-1][-1].fixed:
                 runs[-1].append(atom)

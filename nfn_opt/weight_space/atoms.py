@@ -103,6 +103,8 @@ def regroup(atoms: Iterable[Atom], sizes: Iterable[int]) -> list[Factors] | None
     """
     rest = list(resolve(atoms))
     axes: list[Factors] = []
+    if 0 in (sizes := tuple(sizes)):
+        return None
     for size in sizes:
         taken: list[Atom] = []
         while (missing := size // max(prod(a.size for a in taken), 1)) > 1:
@@ -154,3 +156,8 @@ def fresh(shape: Iterable[int], note: str | None = None) -> list[TracedAxis]:
         TracedAxis((Atom(size, fixed=note is not None, note=note or ""),) if size != 1 else ())
         for size in shape
     ]
+
+
+def sizes(axes: Iterable[TracedAxis]) -> tuple[int, ...]:
+    """The sizes of the axes, that is the shape of their tensor."""
+    return tuple(prod(atom.size for atom in axis.roots) for axis in axes)

@@ -25,20 +25,25 @@ class Call:
     Attributes:
         name: The operator's name, such as ``aten.mm``.
         args: Positional arguments, fully expanded with the schema's defaults for those not given.
-        out: The first result.
+        results: The tensors given back.
     """
 
     def __init__(
         self,
         func: Any,
         args: dict[str, Any],
-        out: Tensor,
+        results: Sequence[Tensor],
         lookup: Callable[[Tensor], TracedTensor],
         roles: dict[tuple[str, int], str],
     ) -> None:
-        self.func, self.named, self.out, self._lookup, self._roles = func, args, out, lookup, roles
+        self.func, self.named, self.results, self._lookup, self._roles = func, args, results, lookup, roles
         self.name = str(func).rsplit(".", 1)[0]
         self.args = list(args.values())
+
+    @property
+    def out(self) -> Tensor:
+        """The first result."""
+        return self.results[0]
 
     def tensors(self) -> list[TracedTensor]:
         """All tensor arguments, those inside lists included."""
@@ -61,6 +66,12 @@ class Call:
     def fix(self, axis: TracedAxis, why: str = "") -> None:
         """Record that the operator depends on the order along an axis."""
         fix_all(axis.atoms, why or f"ordered in {self.name}")
+
+    def fix_everything(self, why: str) -> None:
+        """Record that nothing is known about how the operator treats its arguments."""
+        for tensor in self.tensors():
+            for axis in tensor.axes:
+                self.fix(axis, why)
 
     def role(self, axis: TracedAxis, role: str) -> None:
         """Record what a parameter's axis does."""
@@ -94,7 +105,31 @@ def plain(axis: TracedAxis) -> TracedAxis:
     return TracedAxis(axis.atoms)
 
 
-@rule("fill_", "zero_", "copy_", "native_dropout", "masked_fill_", "fill", "copy", "_prelu_kernel", "rsub")
+def find_rule(func: Any) -> Rule | None:
+    """The rule of an operator; one that works in place has the rule of its twin that does not."""
+    packet = getattr(func, "overloadpacket", func)
+    if packet in RULES or getattr(func, "namespace", "") != "aten":
+        return RULES.get(packet)
+    twin = getattr(aten, packet.__name__.removesuffix("_"), packet)
+    if twin in RULES:
+        return RULES[twin]
+    tagged = (func, *(getattr(twin, name) for name in twin.overloads() if twin is not packet))
+    return pointwise if any(torch.Tag.pointwise in overload.tags for overload in tagged) else None
+
+
+@rule(
+    "fill",
+    "zero",
+    "copy",
+    "native_dropout",
+    "_prelu_kernel",
+    "hardswish",
+    "log_sigmoid_forward",
+    "rrelu_with_noise",
+    "floor_divide",
+    "complex",
+    "polar",
+)
 def pointwise(call: Call) -> list[TracedAxis]:
     """Entry by entry with broadcasting: axes that meet become one."""
     tensors = call.tensors()
@@ -247,7 +282,7 @@ def added_matrix_product(call: Call) -> list[TracedAxis]:
     return axes
 
 
-@rule("mv", "dot")
+@rule("mv", "dot", "vdot")
 def vector_product(call: Call) -> list[TracedAxis]:
     """``(..., k) @ (k,)``."""
     a, b = call.axes(0), call.axes(1)
@@ -341,6 +376,12 @@ def batch_norm(call: Call) -> list[TracedAxis]:
     return list(axes)
 
 
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> list[TracedAxis]:
+    """``g * v / |v|``: a scale for each entry of one axis, a symmetric norm over the others."""
+    return pointwise(call)
+
+
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> list[TracedAxis]:
     """Symmetric statistics over the last axes; scale and shift follow them."""
@@ -380,6 +421,8 @@ def softmax(call: Call) -> list[TracedAxis]:
     "amin",
     "var",
     "std",
+    "var_mean",
+    "std_mean",
     "logsumexp",
     "linalg_vector_norm",
     "norm",
@@ -422,22 +465,40 @@ for _spatial, _names in {
 # Operators that fix one axis and leave the others alone
 
 
-@rule(
-    "cumsum", "cumprod", "flip", "roll", "sort", "topk", "slice", "narrow", "constant_pad_nd", "index_select"
-)
+@rule("cumsum", "cumprod", "flip", "roll", "sort", "topk", "slice", "narrow", "constant_pad_nd")
 def along_axis(call: Call) -> list[TracedAxis]:
     """Order matters along every axis that changes size or is named; a slice of everything is no change."""
     axes = call.axes(0)
     if call.func in (aten.slice.Tensor,) and call.out.shape == call.args[0].shape and call.args[-1] == 1:
         return list(axes)
-    named = call.named.get("dim", call.named.get("dims"))
-    named = [named] if isinstance(named, int) else (named or [])
-    touched = {d % len(axes) for d in named}
-    touched |= {i for i, (a, b) in enumerate(zip(call.args[0].shape, call.out.shape, strict=True)) if a != b}
+    touched = _touched(call, len(axes))
     new = call.ordered(call.out.shape)
     for i in touched:
         call.fix(axes[i])
     return [new[i] if i in touched else plain(axis) for i, axis in enumerate(axes)]
+
+
+def _touched(call: Call, dims: int) -> set[int]:
+    """Positions of the axes along which entries move."""
+    named = call.named.get("dim", call.named.get("dims"))
+    named = [named] if isinstance(named, int) else (named or [])
+    if call.name == "aten.roll" and not named:
+        return set(range(dims))  # rolls the flattened tensor
+    touched = {d % dims for d in named}
+    touched |= {dims - 1 - i // 2 for i, width in enumerate(call.named.get("pad", ())) if width}
+    return touched | {
+        i for i, (a, b) in enumerate(zip(call.args[0].shape, call.out.shape, strict=True)) if a != b
+    }
+
+
+@rule("index_select")
+def index_select(call: Call) -> list[TracedAxis]:
+    """Entries picked by number: the result runs over the numbers."""
+    axes = call.axes(0)
+    dim = call.named["dim"] % len(axes)
+    call.fix(axes[dim])
+    index = plain(call.axes(2)[0]) if call.axes(2) else TracedAxis()
+    return [index if i == dim else plain(axis) for i, axis in enumerate(axes)]
 
 
 @rule("select", "argmax", "argmin", "max", "min", "median", "unbind")
@@ -459,7 +520,6 @@ def picked(call: Call) -> list[TracedAxis]:
 
 def unknown(call: Call) -> list[TracedAxis]:
     """An operator without a rule: everything that it touches keeps its order."""
-    for tensor in call.tensors():
-        for axis in tensor.axes:
-            call.fix(axis, f"{call.name} is not understood")
-    return fresh(call.out.shape, f"{call.name} is not understood")
+    why = f"{call.name} is not understood"
+    call.fix_everything(why)
+    return fresh(call.out.shape, why) if call.results else []

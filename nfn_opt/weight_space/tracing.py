@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nfn_opt.weight_space import operators
 from nfn_opt.weight_space.assemble import assemble
-from nfn_opt.weight_space.atoms import TracedAxis, TracedTensor, fix_all, fresh
-from nfn_opt.weight_space.modules import call_arguments, evaluation_mode, module_paths
+from nfn_opt.weight_space.atoms import TracedAxis, TracedTensor, fix_all, fresh, sizes
+from nfn_opt.weight_space.merging import Run, runs
+from nfn_opt.weight_space.modules import call_arguments, evaluation_mode, module_paths, output_tensors
 
 _NORMS = {packet for packet, rule in operators.RULES.items() if rule is operators.batch_norm}
 
@@ -30,58 +39,106 @@ class SymmetryTracer(TorchDispatchMode):
     Attributes:
         roles: What each stored parameter axis does, as ``(parameter, axis) -> role``.
         used: Names of the parameters and buffers that an operator has read.
+        runs: The runs of factors that each operator treated as one.
     """
 
     def __init__(self, module_path: list[str]) -> None:
         super().__init__()
         self.roles: dict[tuple[str, int], str] = {}
         self.used: set[str] = set()
+        self.runs: list[Run] = []
         self._module_path = module_path
         self._known: dict[int, tuple[Tensor, TracedTensor]] = {}
         self._names: dict[int, str] = {}
+        self._storages: dict[int, TracedTensor] = {}
+        self._secondary: dict[int, operators.Call] = {}
         self._warned: set[str] = set()
 
-    def register(self, tensor: Tensor, traced: TracedTensor, name: str = "") -> None:
-        """Enter a tensor, by name where it is a parameter or buffer."""
+    def register(self, tensor: Tensor, traced: TracedTensor) -> None:
+        """Enter a tensor."""
         self._known[id(tensor)] = (tensor, traced)
-        if name:
-            self._names[id(tensor)] = name
+
+    def register_stored(self, real: Tensor, fake: Tensor, traced: TracedTensor, name: str) -> None:
+        """Enter a parameter or buffer: the fake one that stands for it, and the memory of the real one."""
+        self.register(fake, traced)
+        self._names[id(fake)] = name
+        if real.layout is torch.strided:
+            self._storages[real.untyped_storage()._cdata] = traced
 
     def lookup(self, tensor: Tensor) -> TracedTensor:
         """The axes of a tensor; one that was never seen is a constant of unknown entries."""
+        if id(tensor) in self._secondary:
+            call = self._secondary.pop(id(tensor))
+            call.fix_everything(f"second result of {call.name} is used")
         if id(tensor) not in self._known:
-            self.register(tensor, TracedTensor(fresh(tensor.shape, "constant in the forward pass")))
+            self.register(tensor, TracedTensor(self._constant(tensor)))
         return self._known[id(tensor)][1]
+
+    def _constant(self, tensor: Tensor) -> list[TracedAxis]:
+        """Axes of a tensor that the forward pass found elsewhere than among its arguments and parameters."""
+        if isinstance(tensor, FakeTensor):
+            raise NotImplementedError("a tensor of the forward pass was made where it could not be watched")
+        if tensor.layout is torch.strided:
+            owner = self._storages.get(tensor.untyped_storage()._cdata)
+            for axis in owner.axes if owner else []:
+                fix_all(axis.atoms, "also read as a plain tensor")
+        return fresh(tensor.shape, "constant in the forward pass")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        rule = operators.find_rule(func)
+        if rule is None and (out := self._taken_apart(func, args, kwargs)) is not NotImplemented:
+            return out
         out = func(*args, **kwargs)
-        tensors = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if not tensors:
+        results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        if not results and not func._schema.is_mutable:
             return out
         self._note_use(func, tree_leaves((args, kwargs)))
-        call = operators.Call(func, _named_arguments(func, args, kwargs), tensors[0], self.lookup, self.roles)
-        axes = self._apply_rule(func, call)
-        active = any(tensor.active for tensor in call.tensors())
-        self.register(tensors[0], TracedTensor(axes, active))
-        for extra in tensors[1:]:
-            same = extra.shape == tensors[0].shape
-            self.register(extra, TracedTensor(axes if same else self._extra_axes(call, extra), active))
-        return out
-
-    def _apply_rule(self, func: Any, call: operators.Call) -> list[TracedAxis]:
-        packet = getattr(func, "overloadpacket", func)
-        rule = operators.RULES.get(packet)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = operators.pointwise
+        call = operators.Call(func, _named_arguments(func, args, kwargs), results, self.lookup, self.roles)
         if rule is None:
             rule = operators.unknown
             self._warn(call)
         axes = rule(call)
-        assert len(axes) == call.out.dim(), (
-            f"the rule of {call.name} gives {len(axes)} axes for {call.out.dim()}"
-        )
-        return axes
+        self.runs += runs(rule, [*(tensor.axes for tensor in call.tensors()), axes])
+        if results:
+            self._enter_results(call, axes)
+        return out
+
+    def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a composite operator as its parts, which come here whole in inference mode."""
+        if not isinstance(func, torch._ops.OpOverload):
+            raise NotImplementedError(f"{func} runs a function of its own, which cannot be watched")
+        if func.namespace != "aten":
+            return NotImplemented
+        with self:
+            return func.decompose(*args, **kwargs)
+
+    def _enter_results(self, call: operators.Call, axes: list[TracedAxis]) -> None:
+        """Register what an operator gave back; results of the shape of the first are taken to have its axes."""
+        shape = call.out.shape
+        assert sizes(axes) == tuple(shape), f"the rule of {call.name} gives {sizes(axes)} for {tuple(shape)}"
+        active = any(tensor.active for tensor in call.tensors())
+        self._match_overwritten(call, axes)
+        for tensor in call.results:
+            if tensor.shape == shape:
+                self.register(tensor, TracedTensor(axes, active))
+            else:
+                self.register(
+                    tensor, TracedTensor(fresh(tensor.shape, f"second result of {call.name}"), active)
+                )
+                self._secondary[id(tensor)] = call
+
+    def _match_overwritten(self, call: operators.Call, axes: list[TracedAxis]) -> None:
+        """A tensor that was written into has views with its former axes: these must be the new ones too."""
+        if id(call.out) not in self._known or torch.Tag.inplace_view in call.func.tags:
+            return
+        former = self.lookup(call.out).axes
+        if sizes(former) == sizes(axes):
+            for old, new in zip(former, axes, strict=True):
+                call.unify(old, new)
+        else:
+            for axis in (*former, *axes):
+                call.fix(axis)
 
     def _warn(self, call: operators.Call) -> None:
         touched = any(axis.roots for tensor in call.tensors() for axis in tensor.axes)
@@ -106,15 +163,13 @@ class SymmetryTracer(TorchDispatchMode):
                 for axis in traced.axes:
                     fix_all(axis.atoms, f"buffer {traced.buffer!r} is not permuted")
 
-    def _extra_axes(self, call: operators.Call, extra: Tensor) -> list[TracedAxis]:
-        """Axes of a second result of another shape (saved statistics): nothing is claimed about them."""
-        return fresh(extra.shape, f"second result of {call.name}")
-
 
 def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by name in schema order, defaults filled in."""
     named: dict[str, Any] = {}
     for position, argument in enumerate(func._schema.arguments):
+        if argument.is_out:
+            continue  # written to, not read
         if position < len(args) and not argument.kwarg_only:
             named[argument.name] = args[position]
         elif argument.name in kwargs:
@@ -138,18 +193,30 @@ def trace_module(model: nn.Module, example_inputs: Any, *, symmetry: str) -> dic
         )
     args, kwargs = call_arguments(example_inputs)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with module_paths(model) as path, evaluation_mode(model):
+    with module_paths(model) as path, evaluation_mode(model), _quiet():
         tracer = SymmetryTracer(path)
         tensors, traced = _fake_tensors(model, fake, tracer)
-        args, kwargs = tree_map_only(Tensor, fake.from_tensor, (args, kwargs))
+        # Detached, a tensor that is given twice becomes two inputs.
+        args, kwargs = tree_map_only(Tensor, lambda t: fake.from_tensor(t.detach()), (args, kwargs))
         inputs = _register_inputs(tracer, (args, kwargs))
         try:
             with torch.no_grad(), fake, tracer:
                 result = torch.func.functional_call(model, tensors, args, kwargs)
         except Exception as error:
             raise ValueError(_failure(model, args, kwargs, path, error)) from error
-    outputs = [tracer.lookup(x) for x in tree_leaves(result) if isinstance(x, Tensor)]
-    return assemble(model, traced, inputs, outputs, tracer.roles, tracer.used, symmetry)
+    outputs = [tracer.lookup(tensor) for tensor in output_tensors(model, result)]
+    return assemble(model, traced, inputs, outputs, tracer, symmetry)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence PyTorch's own report of a call that fails on fake tensors: the error says it all."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _fake_tensors(
@@ -165,7 +232,7 @@ def _fake_tensors(
         for position, axis in enumerate(axes):
             axis.origins = frozenset({(name, position)})
         traced[name] = TracedTensor(axes, buffer="" if name in parameters else name)
-        tracer.register(tensors[name], traced[name], name)
+        tracer.register_stored(tensor, tensors[name], traced[name], name)
     return tensors, traced
 
 
@@ -188,6 +255,13 @@ def _failure(model: nn.Module, args: Any, kwargs: Any, path: list[str], error: E
     where = f" in module {path[-1]!r}" if path and path[-1] else ""
     return (
         f"{type(model).__name__} cannot be traced with example_inputs of shapes {shapes}: {type(error).__name__}"
-        f"{where}: {str(error).splitlines()[0] if str(error) else error!r}. Expected inputs that model(...) accepts "
-        "and a forward pass that does not branch on tensor values; pass a tuple for several arguments, a dict for keywords"
+        f"{where}: {str(error).splitlines()[0] if str(error) else error!r}. {_remedy(error)}"
     )
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return "Expected a forward pass that does not depend on tensor values; use torch.where in place of a branch"
+    if isinstance(error, UnsupportedOperatorException):
+        return "Expected operators that know their output's shape; add it with torch.library.register_fake"
+    return "Expected inputs that model(...) accepts; pass a tuple for several arguments, a dict for keywords"
