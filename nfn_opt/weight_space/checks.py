@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from nfn_opt.weight_space.space import WeightSpace
+    from nfn_opt.weight_space.spec import Permutation
 
 
 def _check_names(given: Iterable[str], required: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -24,11 +26,17 @@ def _check_names(given: Iterable[str], required: Iterable[str], known: Iterable[
         )
 
 
+def _check_is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a torch.Tensor; convert it first")
+
+
 def check_tensors(space: WeightSpace, tensors: Mapping[str, Tensor], batch_dims: int = 0) -> None:
     """Check names and stored shapes of one network's tensors, or of a batch; buffers and aliases are optional."""
     specs = space.specs_by_name()
     _check_names(tensors, space.names, specs, "tensors")
     for name, tensor in tensors.items():
+        _check_is_tensor(name, tensor)
         got = tuple(tensor.shape)
         if got[batch_dims:] != specs[name].shape:
             expected = (
@@ -46,8 +54,10 @@ def check_features(space: WeightSpace, features: Mapping[str, Tensor], channels:
     first = features[first_name]
     for spec in space.parameters:
         tensor = features[spec.name]
+        _check_is_tensor(f"features of {spec.name}", tensor)
         shape = tuple(tensor.shape)
-        expected = (first.shape[0], *spec.view_shape, first.shape[-1] if channels is None else channels)
+        batch, last = (first.shape[0], first.shape[-1]) if first.dim() > 1 else (1, 1)
+        expected = (batch, *spec.view_shape, last if channels is None else channels)
         if shape != expected:
             raise ValueError(
                 f"features of {spec.name} have shape {shape}, expected (batch, *axes, channels) = {expected}; "
@@ -57,4 +67,34 @@ def check_features(space: WeightSpace, features: Mapping[str, Tensor], channels:
             raise ValueError(
                 f"features of {spec.name} are {tensor.dtype} on {tensor.device}, expected "
                 f"{first.dtype} on {first.device} as those of {first_name}; convert all of them with .to(...)"
+            )
+
+
+def check_alike(space: WeightSpace, dicts: Sequence[Mapping[str, Tensor]], what: str) -> None:
+    """Check that dicts of parameters agree in shapes, dtypes and devices, so that they can be stacked."""
+    for number, tensors in enumerate(dicts):
+        for name in space.names:
+            got, first = tensors[name], dicts[0][name]
+            if (got.shape, got.dtype, got.device) != (first.shape, first.dtype, first.device):
+                raise ValueError(
+                    f"{name} of {what} {number} is {got.dtype} of shape {tuple(got.shape)} on {got.device}, "
+                    f"expected {first.dtype} of shape {tuple(first.shape)} on {first.device} as that of {what} 0; "
+                    "convert them first"
+                )
+
+
+def check_permutation(space: WeightSpace, permutation: Permutation) -> None:
+    """Check that a permutation belongs to a space; groups that it leaves out stay as they are."""
+    specs = (*space.parameters, *space.buffers, *space.inputs, *space.outputs)
+    sizes = {axis.name: axis.size for spec in specs for axis in spec.axes if axis.permutable}
+    for name, index in permutation.indices.items():
+        if name not in sizes:
+            raise ValueError(
+                f"the permutation moves the group {name!r}, expected some of {', '.join(sizes) or 'no group at all'}; "
+                "draw it with space.random_permutation of this space"
+            )
+        if not torch.equal(index.sort().values, torch.arange(sizes[name], device=index.device)):
+            raise ValueError(
+                f"the indices of group {name!r} are no permutation of 0 to {sizes[name] - 1}, expected each number "
+                "once; draw them with torch.randperm"
             )

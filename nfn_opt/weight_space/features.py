@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.weight_space.checks import check_features, check_tensors
+from nfn_opt.weight_space.checks import check_alike, check_features, check_tensors
 
 if TYPE_CHECKING:
     from nfn_opt.weight_space.space import Features, WeightSpace
@@ -24,6 +24,7 @@ def stack(space: WeightSpace, models: Sequence[nn.Module | Mapping[str, Tensor]]
     tensors = [dict(m.named_parameters()) if isinstance(m, nn.Module) else dict(m) for m in models]
     for single in tensors:
         check_tensors(space, single)
+    check_alike(space, tensors, "network")
     return {name: torch.stack([single[name].detach() for single in tensors]) for name in space.names}
 
 
@@ -35,6 +36,7 @@ def as_features(space: WeightSpace, tensors: Sequence[Mapping[str, Tensor]]) -> 
         )
     for batch in tensors:
         check_tensors(space, batch, batch_dims=1)
+    check_alike(space, tensors, "channel")
     features = {
         spec.name: torch.stack([spec.view(batch[spec.name], batch_dims=1) for batch in tensors], dim=-1)
         for spec in space.parameters

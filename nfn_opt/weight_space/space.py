@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.weight_space.checks import check_features, check_tensors
+from nfn_opt.weight_space.checks import check_features, check_permutation, check_tensors
 from nfn_opt.weight_space.describe import describe
 from nfn_opt.weight_space.features import as_features, from_features, stack, write
 from nfn_opt.weight_space.spec import Axis, Permutation, TensorSpec
@@ -153,8 +153,15 @@ class WeightSpace:
     @property
     def fingerprint(self) -> str:
         """A short hash of the parameters, their shapes and symmetries; equal spaces have equal fingerprints."""
-        text = repr([(spec.name, spec.shape, spec.axes) for spec in self.parameters])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        records = [
+            (
+                spec.name,
+                spec.shape,
+                [(axis.name, axis.size, axis.permutable, axis.role) for axis in spec.axes],
+            )
+            for spec in self.parameters
+        ]
+        return hashlib.sha256(repr(records).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         return describe(self)
@@ -178,9 +185,11 @@ class WeightSpace:
             inverse: Undo instead.
 
         Raises:
-            ValueError: If a parameter is missing, unknown or of another shape.
+            ValueError: If a parameter is missing, unknown or of another shape, or if the permutation is of another
+                space. Groups that the permutation leaves out stay as they are.
         """
         check_tensors(self, tensors)
+        check_permutation(self, permutation)
         permutation = permutation.inverse() if inverse else permutation
         specs = self.specs_by_name()
         return {
@@ -193,6 +202,7 @@ class WeightSpace:
     ) -> Features:
         """Permute the neurons of batched weight features ``{name: (B, *axes, C)}``."""
         check_features(self, features)
+        check_permutation(self, permutation)
         permutation = permutation.inverse() if inverse else permutation
         return {
             name: self[name].permute(tensor, permutation, batch_dims=1) for name, tensor in features.items()
@@ -214,7 +224,7 @@ class WeightSpace:
             model: A network of this space; it is not modified.
             example_inputs: Real inputs, in the form given to :meth:`from_module`.
             generator: Source of the permutations; a fixed one by default.
-            trials: How many random permutations to try.
+            trials: How many random permutations of all groups to try, before some of half of the groups each.
             tolerance: Largest accepted relative change; by default 1e-10 in float64, 1e-4 otherwise.
             dtype: Floating-point type to compute in, ``None`` for that of the model.
 
@@ -222,7 +232,7 @@ class WeightSpace:
             The largest change of an output, relative to the largest absolute output.
 
         Raises:
-            ValueError: If the change exceeds the tolerance.
+            ValueError: If the change exceeds the tolerance, or nothing can be compared.
         """
         return verify(self, model, example_inputs, generator, trials, tolerance, dtype)
 

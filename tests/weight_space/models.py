@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nfn_opt.weight_space import Symmetry, WeightSpace
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Program(nn.Module):
@@ -29,15 +31,15 @@ class Program(nn.Module):
 
 def two_layers(function: Callable[..., Any], **members: nn.Module | Tensor) -> Program:
     """A program with a layer ``a`` from 3 to 6 and a layer ``b`` from 6 to 2; the hidden group, if found, is 6."""
-    return Program(function, a=nn.Linear(3, 6), b=nn.Linear(6, 2), **members)
+    return randomised(Program(function, a=nn.Linear(3, 6), b=nn.Linear(6, 2), **members))
 
 
 def between(*modules: nn.Module) -> nn.Sequential:
     """Modules between a linear layer from 3 to 6 and one from 6 to 2."""
-    return nn.Sequential(nn.Linear(3, 6), *modules, nn.Linear(6, 2))
+    return randomised(nn.Sequential(nn.Linear(3, 6), *modules, nn.Linear(6, 2)))
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomised(model: Module, seed: int = 0) -> Module:
     """The model with random parameters and buffers, so that no two neurons are alike."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
