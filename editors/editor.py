@@ -40,6 +40,9 @@ class EditorConfig:
         image_size: (height, width) of the images that the INRs were fitted to.
         symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
         body: The functional; it has one channel in and one out.
+
+    Raises:
+        ValueError: If the image size is not two positive numbers, or the functional has other channels.
     """
 
     siren: SirenConfig
@@ -56,6 +59,15 @@ class EditorConfig:
             out_scale=0.1,
         )
     )
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size}, expected (height, width), both at least 1")
+        channels = (self.body.in_channels, self.body.out_channels)
+        if channels != (1, 1):
+            raise ValueError(
+                f"body has {channels[0]} channels in and {channels[1]} out, expected 1 and 1: the weights"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
@@ -106,7 +118,10 @@ class Editor(nn.Module):
         """Take the mean and standard deviation of each parameter tensor from a training set of INRs."""
         self._check(inrs)
         for i, name in enumerate(self.space.names):
-            self.mean[i], self.std[i] = inrs.params[name].mean(), inrs.params[name].std().clamp_min(1e-6)
+            values = inrs.params[name]
+            # A single value has no deviation: the last bias of one gray INR.
+            spread = values.std(correction=min(1, values.numel() - 1)).clamp_min(1e-6)
+            self.mean[i], self.std[i] = values.mean(), spread
 
     def change(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The change of the weights at strength 1, differentiable.
@@ -124,8 +139,7 @@ class Editor(nn.Module):
 
     def edit_params(self, params: Mapping[str, Tensor], strength: float = 1.0) -> dict[str, Tensor]:
         """The edited weights ``{name: (B, *shape)}``, differentiable; strength 0 gives the weights themselves."""
-        if not 0.0 <= strength <= 1.0:
-            raise ValueError(f"strength is {strength}, expected 0 (no edit) to 1 (the whole edit)")
+        check_strength(strength)
         if strength == 0.0:
             return {name: params[name].clone() for name in self.space.names}
         change = self.change(params)
@@ -144,7 +158,7 @@ class Editor(nn.Module):
         """
         self._check(inrs)
         parts = []
-        for start in range(0, len(inrs), NETWORKS_PER_CHUNK):
+        for start in range(0, max(len(inrs), 1), NETWORKS_PER_CHUNK):
             chunk = {name: value[start : start + NETWORKS_PER_CHUNK] for name, value in inrs.params.items()}
             parts.append(self.edit_params(chunk, strength))
         return inrs.with_params({name: torch.cat([part[name] for part in parts]) for name in inrs.params})
@@ -183,8 +197,8 @@ class Editor(nn.Module):
             editor = cls(EditorConfig.from_dict(metadata["config"]))
             if editor.space.fingerprint != metadata["space"]:
                 raise ValueError("its weight space is not the one that this version finds for its INRs")
-            editor.load_state_dict(tensors)
-            editor.metadata = metadata["training"]
+            editor.to(tensors["mean"].dtype).load_state_dict(tensors)
+            editor.metadata = dict(metadata["training"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{os.fspath(path)} does not hold a valid editor: {error}") from error
         return editor
@@ -200,9 +214,9 @@ class Editor(nn.Module):
         if not path.is_file():
             known = pretrained_editors()
             close = difflib.get_close_matches(edit, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(
-                f"no pretrained editor for {edit!r}{hint} there are {', '.join(known) or 'none'}. "
+                f"no pretrained editor for {edit!r}{hint} There are {', '.join(known) or 'none'}. "
                 "Train one with scripts/train_editor.py and load it with Editor.load"
             )
         return cls.load(path)
@@ -216,6 +230,12 @@ class Editor(nn.Module):
 def pretrained_editors() -> list[str]:
     """Names of the edits that an editor ships for."""
     return sorted(path.stem for path in _PRETRAINED.glob("*.safetensors"))
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a strength out of range, NaN included."""
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength is {strength}, expected 0 (no edit) to 1 (the whole edit)")
 
 
 def describe(editor: Editor) -> str:
