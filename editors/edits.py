@@ -45,11 +45,13 @@ class Edit:
         name: Name, as `get_edit` finds it.
         doc: What it does, in one line.
         apply: The edit itself: images (B, H, W, C) in [0, 1] to images of the same shape and range.
+        local: Whether a pixel depends only on pixels near it, so that a picture can be edited tile by tile.
     """
 
     name: str
     doc: str
     apply: Callable[[Tensor], Tensor]
+    local: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
         """Edit images.
@@ -145,10 +147,20 @@ def _table(*edits: Edit) -> Mapping[str, Edit]:
 
 EDITS: Mapping[str, Edit] = _table(
     Edit("blur", "Gaussian blur, standard deviation 1 pixel, borders repeated", _blur),
-    Edit("contrast", "contrast-limited adaptive histogram equalisation of the lightness", equalize_contrast),
+    Edit(
+        "contrast",
+        "contrast-limited adaptive histogram equalisation of the lightness",
+        equalize_contrast,
+        local=False,
+    ),
     Edit("dilate", "brightest of 3 x 3 pixels; outside the border counts as absent", _dilate),
     Edit("erode", "darkest of 3 x 3 pixels; outside the border counts as absent", lambda x: -_dilate(-x)),
     Edit("invert", "negative: 1 minus the value", lambda x: 1 - x),
-    Edit("rotate", "rotation by 30 degrees counter-clockwise about the centre, black outside", _rotate),
+    Edit(
+        "rotate",
+        "rotation by 30 degrees counter-clockwise about the centre, black outside",
+        _rotate,
+        local=False,
+    ),
 )
 """The named edits."""

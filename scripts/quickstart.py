@@ -45,6 +45,7 @@ from nfn_opt.meta import (
     TaskConfig,
     meta_train,
 )
+from nfn_opt.meta.run import split_images
 from nfn_opt.meta.run_folder import RunFolder, environment, write_json
 from nfn_opt.optim import UpdateRule
 
@@ -162,14 +163,19 @@ def train_classifier(
     return Training(losses, final, accuracy)
 
 
+def classifier_task(config: QuickstartConfig) -> TaskConfig:
+    """The inner problem of the meta-training; half of the images are kept for the comparison."""
+    return TaskConfig(
+        images=(config.images,), held_out=0.5, widths=(config.hidden,), batch_size=config.batch_size
+    )
+
+
 def learn_optimizer(folder: Path, config: QuickstartConfig, command: str, resume: bool) -> UpdateRule:
     """Meta-train an update rule on half of the images."""
     run = MetaTrainConfig(
         out=folder / "optimizer",
         rule=config.rule,
-        task=TaskConfig(
-            images=(config.images,), held_out=0.5, widths=(config.hidden,), batch_size=config.batch_size
-        ),
+        task=classifier_task(config),
         inner=InnerConfig(horizon=config.inner_steps),
         outer=OuterConfig(steps=config.meta_steps),
         evaluate_every=max(1, config.meta_steps // 2),
@@ -183,8 +189,7 @@ def learn_optimizer(folder: Path, config: QuickstartConfig, command: str, resume
 
 def compare_optimizers(folder: Path, rule: UpdateRule, config: QuickstartConfig) -> dict[str, float]:
     """Train the classifier with the rule and with Adam on images that the rule has not seen; draw the curves."""
-    data = load_images(config.images)
-    unseen = data.split({"train": 0.5, "held_out": 0.5})["held_out"]
+    _, unseen = split_images(classifier_task(config), config.images)
     parts = unseen.split({"train": 0.7, "test": 0.3}, seed=config.seed)
     train, test = parts["train"], parts["test"]
     inputs = train.images.flatten(1)[:2]
