@@ -149,12 +149,17 @@ def edit_picture(
             f"the editor's INRs have {editor.config.siren.out_channels} channels, expected 1: the channels of a "
             "picture are edited one by one"
         )
-    size = editor.config.image_size
+    size, edit = editor.config.image_size, EDITS.get(editor.config.edit)
+    if edit is not None and not edit.local and tuple(picture.shape[:2]) != size:
+        raise ValueError(
+            f"the edit {edit.name!r} cannot be made tile by tile, since it moves or compares distant pixels: the picture "
+            f"is {picture.shape[0]} x {picture.shape[1]}, expected {size[0]} x {size[1]} as in training; resize it"
+        )
     overlap = min(size) // 2 if overlap is None else overlap
     inrs = fit(cut_tiles(picture, size, overlap), config=editor.config.siren, seed=seed, progress=progress)
     shape = (picture.shape[0], picture.shape[1], picture.shape[2])
     edited = blend_tiles(editor(inrs, strength).render(), shape, overlap)
-    exact = EDITS[editor.config.edit](picture[None])[0] if editor.config.edit in EDITS else None
+    exact = None if edit is None else edit(picture[None])[0]
     return PictureEdit(
         edited=edited,
         reconstructed=blend_tiles(inrs.render(), shape, overlap),
