@@ -152,8 +152,8 @@ def edit_picture(
     size, edit = editor.config.image_size, EDITS.get(editor.config.edit)
     if edit is not None and not edit.local and tuple(picture.shape[:2]) != size:
         raise ValueError(
-            f"the edit {edit.name!r} cannot be made tile by tile, since it moves or compares distant pixels: the picture "
-            f"is {picture.shape[0]} x {picture.shape[1]}, expected {size[0]} x {size[1]} as in training; resize it"
+            f"the edit {edit.name!r} moves or compares distant pixels and cannot be made tile by tile: the picture is "
+            f"{picture.shape[0]} x {picture.shape[1]}, expected {size[0]} x {size[1]} as in training; resize it"
         )
     overlap = min(size) // 2 if overlap is None else overlap
     inrs = fit(cut_tiles(picture, size, overlap), config=editor.config.siren, seed=seed, progress=progress)
