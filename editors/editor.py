@@ -116,7 +116,7 @@ class Editor(nn.Module):
 
     def standardize(self, inrs: InrSet) -> None:
         """Take the mean and standard deviation of each parameter tensor from a training set of INRs."""
-        self._check(inrs)
+        self.check(inrs)
         for i, name in enumerate(self.space.names):
             values = inrs.params[name]
             # A single value has no deviation: the last bias of one gray INR.
@@ -156,14 +156,19 @@ class Editor(nn.Module):
         Raises:
             ValueError: If the INRs are of another architecture, or the strength is out of range.
         """
-        self._check(inrs)
+        self.check(inrs)
         parts = []
         for start in range(0, max(len(inrs), 1), NETWORKS_PER_CHUNK):
             chunk = {name: value[start : start + NETWORKS_PER_CHUNK] for name, value in inrs.params.items()}
             parts.append(self.edit_params(chunk, strength))
         return inrs.with_params({name: torch.cat([part[name] for part in parts]) for name in inrs.params})
 
-    def _check(self, inrs: InrSet) -> None:
+    def check(self, inrs: InrSet) -> None:
+        """Refuse INRs of another architecture.
+
+        Raises:
+            ValueError: With both architectures.
+        """
         if inrs.config != self.config.siren:
             raise ValueError(
                 f"the INRs are {inrs.config}, expected {self.config.siren} as the editor was made for; fit the images "

@@ -122,8 +122,11 @@ def train_editor(
         FloatingPointError: If the error becomes NaN or infinite; the editor keeps the best weights so far.
     """
     config = config or TrainEditorConfig()
-    editor.standardize(inrs)
     wanted = _as_targets(inrs, targets)
+    if validation:
+        _as_targets(*validation)
+        editor.check(validation[0])
+    editor.standardize(inrs)
     order = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(editor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     history: list[dict[str, float]] = []
@@ -140,7 +143,7 @@ def train_editor(
             if not torch.isfinite(loss):
                 editor.load_state_dict(kept)
                 raise FloatingPointError(
-                    f"the error is {float(loss)} at step {step}; lower lr (now {config.lr})"
+                    f"the error is {loss.item()} at step {step}; lower lr (now {config.lr})"
                 )
             _apply_gradient(editor, optimizer, loss, config, step)
             recent.append(loss.item())
@@ -155,6 +158,10 @@ def train_editor(
                 if record["validation"] < best:
                     best, kept = record["validation"], copy.deepcopy(editor.state_dict())
     editor.load_state_dict(kept)
+    if best == math.inf:
+        raise FloatingPointError(
+            f"the error is {history[-1]['validation']} after the last step; lower lr (now {config.lr})"
+        )
     return history
 
 
