@@ -18,6 +18,7 @@ import tyro
 
 from editors import Editor, edit_picture, pretrained_editors
 from nfn_opt.data import read_image, write_image
+from nfn_opt.data.pictures import is_picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class EditInrConfig:
 
 def edit_inr(config: EditInrConfig) -> str:
     """Edit one picture; what was done, in one paragraph."""
+    if not is_picture(config.out):
+        raise ValueError(f"out is {config.out}, expected the name of a picture; let it end in .png or .jpg")
     picture = read_image(config.image)
     editor = Editor.load(config.editor) if config.editor else Editor.pretrained(config.edit)
     if config.editor and editor.config.edit != config.edit:
@@ -62,7 +65,7 @@ def edit_inr(config: EditInrConfig) -> str:
         f"{config.image} ({width} x {height}, {channels} channels): {done.tiles} INRs at {done.psnr:.1f} dB, edited "
         f"and rendered in {time.perf_counter() - started:.0f} s"
     )
-    if config.strength == 1.0:
+    if config.strength == 1.0 and done.error is not None:
         text += (
             f"\nmean squared error to the exact {config.edit}: {done.error:.5f} (without edit "
             f"{done.no_edit_error:.5f}), values in [0, 1]"
@@ -79,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
