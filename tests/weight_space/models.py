@@ -45,7 +45,8 @@ def randomised(model: Module, seed: int = 0) -> Module:
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+                fan_in = tensor[0].numel() if tensor.dim() > 1 else 1
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan_in**0.5)
                 if name.endswith("running_var"):
                     tensor.abs_().add_(0.5)
     return model
