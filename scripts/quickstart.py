@@ -13,7 +13,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +47,12 @@ from nfn_opt.meta import (
 )
 from nfn_opt.meta.run import split_images
 from nfn_opt.meta.run_folder import RunFolder, environment, write_json
-from nfn_opt.optim import UpdateRule
+from nfn_opt.optim import UpdateRule, make_rule
 
 DEFAULT_OUT = Path("runs/quickstart")
+
+TRUNCATION = 20
+"""Updates of the classifier between two outer steps of the meta-training, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class QuickstartConfig:
         rule: Kind of update rule that is meta-trained: "nfn" or "mlp".
         hidden: Hidden neurons of the classifier.
         batch_size: Images in a minibatch of the classifier's training.
-        inner_steps: Updates of one classifier training.
+        inner_steps: Updates of one classifier training: up to 20, or a multiple of 20.
         meta_steps: Outer steps of the meta-training.
         classifier_seeds: Number of seeds of the comparison with Adam.
         inrs: INRs that the editor is trained on.
@@ -88,6 +91,37 @@ class QuickstartConfig:
     def record(self) -> dict[str, Any]:
         """All options as JSON values."""
         return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def check(config: QuickstartConfig, data: ImageData) -> None:
+    """Refuse what a later part could not work with, before anything is written.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for name in (
+        "hidden",
+        "batch_size",
+        "inner_steps",
+        "meta_steps",
+        "classifier_seeds",
+        "inrs",
+        "editor_steps",
+    ):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, expected at least 1")
+    if config.inner_steps > TRUNCATION and config.inner_steps % TRUNCATION:
+        raise ValueError(
+            f"inner_steps is {config.inner_steps}, expected up to {TRUNCATION} or a multiple of it"
+        )
+    height, width = data.images.shape[1:3]
+    if len(data) < 10 or min(height, width) < 2:
+        raise ValueError(
+            f"{config.images} has {len(data)} images of {height} x {width} pixels, expected at least 10 of at least "
+            "2 x 2; give another set"
+        )
+    get_edit(config.edit)
+    make_rule(config.rule)
 
 
 # (a) Symmetry
@@ -176,7 +210,7 @@ def learn_optimizer(folder: Path, config: QuickstartConfig, command: str, resume
         out=folder / "optimizer",
         rule=config.rule,
         task=classifier_task(config),
-        inner=InnerConfig(horizon=config.inner_steps),
+        inner=InnerConfig(horizon=config.inner_steps, truncation=min(TRUNCATION, config.inner_steps)),
         outer=OuterConfig(steps=config.meta_steps),
         evaluate_every=max(1, config.meta_steps // 2),
         seed=config.seed,
@@ -322,7 +356,7 @@ def _draw_edits(
     metrics: dict[str, float],
     config: QuickstartConfig,
 ) -> None:
-    count = 10
+    count = min(10, len(inrs))
     some = inrs[:count]
     rows = {
         "original": images.images[:count],
@@ -331,8 +365,8 @@ def _draw_edits(
         "learned edit": editor(some).render(),
         "true edit": targets[:count],
     }
-    figure = Figure(figsize=(count, 1.08 * len(rows) + 0.7), layout="constrained")
-    axes = figure.subplots(len(rows), count)
+    figure = Figure(figsize=(max(count, 6), 1.08 * len(rows) + 0.7), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (label, pictures) in zip(axes, rows.items(), strict=True):
         for ax, picture in zip(line, pictures, strict=True):
             ax.imshow(picture.squeeze(-1), cmap="gray", vmin=0, vmax=1)
@@ -367,9 +401,10 @@ def free_folder(path: Path) -> Path:
     return candidate
 
 
-def quickstart(config: QuickstartConfig, *, resume: bool, command: str) -> None:
+def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool, command: str) -> None:
     """Do all three parts and say what was made."""
-    folder = config.out or free_folder(DEFAULT_OUT)
+    data = load_images(config.images)
+    check(config, data)
     run = RunFolder(folder)
     if resume:
         run.reopen(config.record())
@@ -388,7 +423,6 @@ def quickstart(config: QuickstartConfig, *, resume: bool, command: str) -> None:
     def optimizer() -> dict[str, float]:
         return compare_optimizers(folder, learn_optimizer(folder, config, command, resume), config)
 
-    data = load_images(config.images)
     metrics = part("Symmetry of a small CNN", "symmetry", lambda: find_symmetry(folder, data, config.seed))
     metrics |= part("A learned optimizer", "optimizer", optimizer)
     metrics |= part(
@@ -423,9 +457,10 @@ use them again: LearnedOptimizer(params, rule="{folder}/optimizer/rule.safetenso
 config.json, result.json: the resolved configuration, versions, hardware and all numbers"""
 
 
-def main() -> int:
-    """Run from the command line; the exit status."""
-    command = shlex.join(["./scripts/quickstart", *sys.argv[1:]])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from command-line arguments, those of the process by default; the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = shlex.join(["./scripts/quickstart", *words])
 
     def run(config: Annotated[QuickstartConfig, tyro.conf.arg(name="")], resume: bool = False) -> int:
         """Run.
@@ -434,20 +469,23 @@ def main() -> int:
             config: The job.
             resume: Go on with the run in the folder given by --out; all other options as at its start.
         """
+        if resume and config.out is None:
+            print("error: --resume needs the folder of the run to go on with; give --out", file=sys.stderr)
+            return 2
+        folder = config.out or free_folder(DEFAULT_OUT)
         try:
-            quickstart(config, resume=resume, command=command)
+            quickstart(dataclasses.replace(config, out=folder), folder, resume=resume, command=command)
         except (OSError, ValueError, TypeError, FloatingPointError, json.JSONDecodeError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print(
-                f"\nstopped; what is complete is kept. To go on: {command} --resume (with --out)",
-                file=sys.stderr,
-            )
+            more = ([] if config.out else ["--out", str(folder)]) + ([] if resume else ["--resume"])
+            again = shlex.join(["./scripts/quickstart", *words, *more])
+            print(f"\nstopped; what is complete is kept. To go on:\n  {again}", file=sys.stderr)
             return 130
         return 0
 
-    return tyro.cli(run, prog="quickstart", description=__doc__)
+    return tyro.cli(run, args=words, prog="quickstart", description=__doc__)
 
 
 if __name__ == "__main__":
