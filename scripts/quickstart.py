@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
@@ -130,17 +131,19 @@ def check(config: QuickstartConfig, data: ImageData) -> None:
 def find_symmetry(folder: Path, data: ImageData, seed: int) -> dict[str, float]:
     """Print the weight space of a small CNN, and how much permuting its neurons changes its outputs."""
     channels = data.images.shape[-1]
-    model = nn.Sequential(
-        nn.Conv2d(channels, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(8, 12, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(48, len(data.class_names)),
-    )
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw their initial weights from the global state
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(48, len(data.class_names)),
+        )
     pictures = data.images[:16].permute(0, 3, 1, 2)
     space = WeightSpace.from_module(model, pictures)
     change = space.verify(model, pictures, generator=torch.Generator().manual_seed(seed))
@@ -265,9 +268,9 @@ def _draw_trainings(
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     ax = figure.subplots()
     for (label, runs), color in zip(trainings.items(), ("tab:gray", "tab:blue"), strict=True):
-        losses = torch.tensor([run.losses for run in runs])
+        losses = np.array([run.losses for run in runs])
         steps = range(losses.shape[1])
-        ax.fill_between(steps, losses.amin(0), losses.amax(0), color=color, alpha=0.2, linewidth=0)
+        ax.fill_between(steps, losses.min(0), losses.max(0), color=color, alpha=0.2, linewidth=0)
         final = _mean([run.final for run in runs])
         ax.plot(steps, losses.mean(0), color=color, label=f"{label}\n(final training loss {final:.2g})")
     ax.set(xlabel="step", ylabel="minibatch loss (nats)", yscale="log")
@@ -369,7 +372,7 @@ def _draw_edits(
     axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (label, pictures) in zip(axes, rows.items(), strict=True):
         for ax, picture in zip(line, pictures, strict=True):
-            ax.imshow(picture.squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            ax.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     figure.suptitle(
