@@ -86,8 +86,10 @@ def train(run: TrainEditorRun, command: str) -> str:
     """Fit, train, measure and save; what was done."""
     if run.out.exists():
         raise FileExistsError(f"{run.out} exists, expected a new file; give another name")
+    if run.inrs < 1 or run.held_out < 1:
+        raise ValueError(f"inrs is {run.inrs} and held_out {run.held_out}, expected at least 1 each")
     started = time.perf_counter()
-    parts, edit = load(run), get_edit(run.edit)
+    edit, parts = get_edit(run.edit), load(run)
     sets = {
         part: fit(images, seed=run.seed + i, progress=True) for i, (part, images) in enumerate(parts.items())
     }
@@ -134,6 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
