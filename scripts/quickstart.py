@@ -368,7 +368,7 @@ def _draw_edits(
         "learned edit": editor(some).render(),
         "true edit": targets[:count],
     }
-    figure = Figure(figsize=(max(count, 6), 1.08 * len(rows) + 0.7), layout="constrained")
+    figure = Figure(figsize=(max(count, 7), 1.08 * len(rows) + 0.7), layout="constrained")
     axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (label, pictures) in zip(axes, rows.items(), strict=True):
         for ax, picture in zip(line, pictures, strict=True):
