@@ -148,6 +148,15 @@ def test_pictures_that_are_refused(
         edit_picture(picture, make_editor(), strength=options.get("strength", 1.0))
 
 
+@pytest.mark.parametrize("edit", ["rotate", "contrast"])
+def test_edits_that_cannot_be_made_tile_by_tile(edit: str) -> None:
+    editor = make_editor(edit)
+    assert edit_picture(make_picture(6, 5), editor).tiles == 1
+    for shape in ((7, 5), (6, 4)):
+        with pytest.raises(ValueError, match=rf"{edit!r} .*tile by tile: .*, expected 6 x 5 as in training"):
+            edit_picture(make_picture(*shape), editor)
+
+
 def test_an_editor_of_colour_inrs() -> None:
     with pytest.raises(ValueError, match="INRs have 3 channels, expected 1"):
         edit_picture(make_picture(6, 5, 3), make_editor(channels=3))
