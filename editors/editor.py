@@ -157,8 +157,11 @@ class Editor(nn.Module):
             ValueError: If the INRs are of another architecture, or the strength is out of range.
         """
         self.check(inrs)
+        check_strength(strength)
+        if not len(inrs):
+            return inrs.with_params(inrs.params)
         parts = []
-        for start in range(0, max(len(inrs), 1), NETWORKS_PER_CHUNK):
+        for start in range(0, len(inrs), NETWORKS_PER_CHUNK):
             chunk = {name: value[start : start + NETWORKS_PER_CHUNK] for name, value in inrs.params.items()}
             parts.append(self.edit_params(chunk, strength))
         return inrs.with_params({name: torch.cat([part[name] for part in parts]) for name in inrs.params})
