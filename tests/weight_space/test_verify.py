@@ -125,10 +125,12 @@ def test_precision() -> None:
 def test_generators_decide_the_permutations() -> None:
     model = randomised(mlp(3, 17, 17, 9))
     space = WeightSpace.from_module(model, draw(50, 3))
+    seeds = (1, 1, 2, 3, 4, 5)
     values = [
-        space.verify(model, draw(50, 3), generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        space.verify(model, draw(50, 3), generator=torch.Generator().manual_seed(seed)) for seed in seeds
     ]
-    assert values[0] == values[1] != values[2]
+    assert values[0] == values[1]
+    assert len(set(values)) > 1
 
 
 def test_other_batches_than_the_traced_one() -> None:
