@@ -64,7 +64,7 @@ class InnerConfig:
 
     tasks: int = 8
     horizon: int = 100
-    truncation: int = 20
+    truncation: int = 10
     shortest_horizon: int | None = None
     second_order: bool = False
     stagger: bool = True
@@ -95,7 +95,7 @@ class OuterConfig:
     """
 
     steps: int = 300
-    lr: float = 3e-3
+    lr: float = 5e-3
     warmup: int = 20
     final_lr: float = 0.0
     beta1: float = 0.9
@@ -134,7 +134,7 @@ class MetaTrainConfig:
     """
 
     out: Path
-    rule: str = "mlp"
+    rule: str = "nfn"
     rule_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start_from: Path | None = None
     task: TaskConfig = TaskConfig()
@@ -142,7 +142,7 @@ class MetaTrainConfig:
     outer: OuterConfig = OuterConfig()
     seed: int = 0
     device: str = "cpu"
-    evaluate_every: int = 100
+    evaluate_every: int = 50
     evaluation_seeds: int = 5
     checkpoint_every: int = 100
     tensorboard: bool = False

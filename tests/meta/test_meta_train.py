@@ -27,6 +27,7 @@ def config(out: Path, **changes: Any) -> MetaTrainConfig:
     """Six outer steps on two image sets, of which one is the digits at another size."""
     small = MetaTrainConfig(
         out=out,
+        rule="mlp",
         rule_options={"hidden": [4], "features": ["gradient", "scaled_momentum"]},
         task=TaskConfig(widths=(6,), batch_size=16),
         inner=InnerConfig(tasks=3, horizon=8, truncation=4, shortest_horizon=3, rescale="tensor"),
