@@ -52,7 +52,7 @@ from nfn_opt.optim import UpdateRule, make_rule
 
 DEFAULT_OUT = Path("runs/quickstart")
 
-TRUNCATION = 20
+TRUNCATION = 10
 """Updates of the classifier between two outer steps of the meta-training, at most."""
 
 
@@ -68,7 +68,7 @@ class QuickstartConfig:
         rule: Kind of update rule that is meta-trained: "nfn" or "mlp".
         hidden: Hidden neurons of the classifier.
         batch_size: Images in a minibatch of the classifier's training.
-        inner_steps: Updates of one classifier training: up to 20, or a multiple of 20.
+        inner_steps: Updates of one classifier training: up to 10, or a multiple of 10.
         meta_steps: Outer steps of the meta-training.
         classifier_seeds: Number of seeds of the comparison with Adam.
         inrs: INRs that the editor is trained on.
@@ -83,7 +83,7 @@ class QuickstartConfig:
     hidden: int = 32
     batch_size: int = 128
     inner_steps: int = 100
-    meta_steps: int = 100
+    meta_steps: int = 300
     classifier_seeds: int = 5
     inrs: int = 1297
     editor_steps: int = 400
@@ -213,8 +213,10 @@ def learn_optimizer(folder: Path, config: QuickstartConfig, command: str, resume
         out=folder / "optimizer",
         rule=config.rule,
         task=classifier_task(config),
-        inner=InnerConfig(horizon=config.inner_steps, truncation=min(TRUNCATION, config.inner_steps)),
-        outer=OuterConfig(steps=config.meta_steps),
+        inner=InnerConfig(
+            tasks=4, horizon=config.inner_steps, truncation=min(TRUNCATION, config.inner_steps)
+        ),
+        outer=OuterConfig(steps=config.meta_steps, lr=5e-3),
         evaluate_every=max(1, config.meta_steps // 2),
         seed=config.seed,
     )

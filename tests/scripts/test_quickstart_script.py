@@ -184,7 +184,7 @@ def test_ctrl_c_in_meta_training_and_going_on(
         (["--images=few.npz"], "few.npz has 9 images of 8 x 8 pixels, expected at least 10"),
         (["--edit=dilat"], "did you mean 'dilate'"),
         (["--rule=mpl"], "did you mean 'mlp'"),
-        (["--inner-steps=30"], "inner_steps is 30, expected up to 20 or a multiple of it"),
+        (["--inner-steps=35"], "inner_steps is 35, expected up to 10 or a multiple of it"),
         (["--editor-steps=0"], "editor_steps is 0, expected at least 1"),
         (["--meta-steps=0"], "meta_steps is 0"),
         (["--classifier-seeds=0"], "classifier_seeds is 0"),
