@@ -133,10 +133,13 @@ class PerParameterLinear(nn.Module):
         reader = Reader(features)
         terms: dict[str, list[Term]] = {name: [] for name in self.space.names}
         for step, weight in zip(self._steps, self.weights, strict=True):
-            read = concatenate([reader.read(pattern) for pattern in step.readings])
-            bias = self.bias if not step.signature else None
-            mixed = read @ weight if bias is None else torch.addmm(bias, read, weight)
-            _divide(step.writings, mixed, self.out_channels, terms)
+            read = reader.read(step.readings)
+            if not step.signature and self.bias is not None:
+                _divide(step, torch.addmm(self.bias, read, weight), terms)
+            elif len(step.writings) == 1:
+                terms[step.writings[0].name].append(Term(step.writings[0], read, weight))
+            else:
+                _divide(step, read @ weight, terms)
         return {name: write(terms[name]) for name in self.space.names}
 
     def extra_repr(self) -> str:
@@ -144,16 +147,12 @@ class PerParameterLinear(nn.Module):
         return f"{self.in_channels} -> {self.out_channels}, per_parameter, symmetry={self.space.symmetry!r}"
 
 
-def _divide(
-    writings: tuple[Pattern, ...], mixed: Tensor, channels: int, terms: dict[str, list[Term]]
-) -> None:
-    """Hand the columns of one product to the patterns that write them."""
-    start = 0
-    for pattern in writings:
-        width = pattern.fold * channels
-        whole = width == mixed.shape[-1]
-        terms[pattern.name].append((pattern, mixed if whole else mixed.narrow(-1, start, width), whole))
-        start += width
+def _divide(step: Step, mixed: Tensor, terms: dict[str, list[Term]]) -> None:
+    """Hand the columns of a step's product to the patterns that write them."""
+    channels = mixed.shape[-1] // step.columns
+    parts = mixed.split([pattern.fold * channels for pattern in step.writings], dim=-1)
+    for pattern, part in zip(step.writings, parts, strict=True):
+        terms[pattern.name].append(Term(pattern, part))
 
 
 class RelationLinear(nn.Module):
@@ -188,16 +187,16 @@ class RelationLinear(nn.Module):
         super().__init__()
         _check_channels(in_channels, out_channels)
         self.space, self.in_channels, self.out_channels = space, in_channels, out_channels
-        std = self._initial_std(space) / math.sqrt(in_channels)
+        self._plan = plan_by_relation(space)
+        std = self._initial_std() / math.sqrt(in_channels)
         initial = _normal((len(RELATIONS), in_channels, out_channels), 1.0, generator) * std[:, None, None]
         self.weight = nn.Parameter(initial)
         self.bias = nn.Parameter(torch.zeros(len(_BIAS_KINDS), out_channels)) if bias else None
 
-    @staticmethod
-    def _initial_std(space: WeightSpace) -> Tensor:
+    def _initial_std(self) -> Tensor:
         """Half of an output's variance from its own entry, the rest shared by the other relations."""
         sources: dict[str, list[tuple[bool, int]]] = defaultdict(list)
-        for writing in plan_by_relation(space):
+        for writing in self._plan:
             pattern = writing.pattern
             for relation, readings in writing.sources:
                 own = pattern.full and any(r.name == pattern.name for r in readings)
@@ -213,19 +212,21 @@ class RelationLinear(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Features:
         """Map weight features of ``space`` (by default the one given at construction)."""
+        plan = self._plan if space is None else plan_by_relation(space)
         space = space or self.space
         check_input(space, features, self.in_channels, self.weight)
-        reader = Reader(features)
+        reader, weights = Reader(features), self.weight.unbind()
         terms: dict[str, list[Term]] = {name: [] for name in space.names}
-        for writing in plan_by_relation(space):
+        for writing in plan:
+            pattern = writing.pattern
             read = concatenate([_average(reader, readings) for _, readings in writing.sources])
-            weight = torch.cat([self.weight[relation] for relation, _ in writing.sources])
-            terms[writing.pattern.name].append((writing.pattern, read @ weight, True))
-        out = {name: write(terms[name]) for name in space.names}
-        if self.bias is not None:
-            for spec in space.parameters:
-                out[spec.name] = out[spec.name] + self.bias[min(len(spec.axes), 2) - 1]
-        return out
+            weight = concatenate([weights[relation] for relation, _ in writing.sources], dim=0)
+            if writing.constant and self.bias is not None:
+                mixed = torch.addmm(self.bias[_BIAS_KINDS.index(writing.kind)], read, weight)
+                terms[pattern.name].append(Term(pattern, mixed))
+            else:
+                terms[pattern.name].append(Term(pattern, read, weight))
+        return {name: write(terms[name]) for name in space.names}
 
     def extra_repr(self) -> str:
         """Channels and sharing."""
@@ -234,7 +235,5 @@ class RelationLinear(nn.Module):
 
 def _average(reader: Reader, readings: tuple[Pattern, ...]) -> Tensor:
     """Mean of several readings over the same indices."""
-    total = reader.read(readings[0])
-    for pattern in readings[1:]:
-        total = total + reader.read(pattern)
-    return total / len(readings) if len(readings) > 1 else total
+    first, *others = (reader.read([pattern]) for pattern in readings)
+    return sum(others, start=first) / len(readings) if others else first

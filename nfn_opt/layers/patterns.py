@@ -10,14 +10,14 @@ blocks, and every map is: read, mix channels, write.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, combinations, permutations, product
 from math import prod
 
 import torch
 from torch import Tensor
 
-from nfn_opt.weight_space import Axis, TensorSpec
+from nfn_opt.weight_space import TensorSpec
 
 Block = tuple[int, ...]
 
@@ -31,58 +31,67 @@ class Pattern:
         connected: Blocks of axis positions whose index is kept, in the order of the signature.
         free: Blocks whose index is averaged over (reading) or broadcast over (writing).
         folded: Positions of fixed axes, treated as channels.
+        signature: The groups that the connected blocks run over.
+        fold: How many channels the fixed axes make of one.
+        full: Whether every entry of the tensor is kept apart.
+        diagonal: Whether one index runs over several axes.
+        ordered: Whether it is full and ``(B, *connected, fold * C)`` has the order of ``(B, *axes, C)``.
     """
 
     spec: TensorSpec
     connected: tuple[Block, ...]
     free: tuple[Block, ...]
     folded: tuple[int, ...] = ()
+    signature: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    fold: int = field(init=False, compare=False, repr=False)
+    full: bool = field(init=False, compare=False, repr=False)
+    diagonal: bool = field(init=False, compare=False, repr=False)
+    ordered: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        axes = self.spec.axes
+        diagonal = any(len(block) > 1 for block in (*self.connected, *self.free))
+        full = not self.free and not diagonal
+        order = (*(block[0] for block in self.connected), *self.folded)
+        derived = {
+            "signature": tuple(axes[block[0]].name for block in self.connected),
+            "fold": prod(axes[i].size for i in self.folded),
+            "full": full,
+            "diagonal": diagonal,
+            "ordered": full and order == tuple(range(len(axes))),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str:
         """Name of the parameter."""
         return self.spec.name
 
-    @property
-    def signature(self) -> tuple[str, ...]:
-        """The groups that the connected blocks run over."""
-        return tuple(self.spec.axes[block[0]].name for block in self.connected)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Sizes of the connected indices."""
-        return tuple(self.spec.axes[block[0]].size for block in self.connected)
-
-    @property
-    def fold(self) -> int:
-        """How many channels the fixed axes make of one."""
-        return prod(self.spec.axes[i].size for i in self.folded)
-
-    @property
-    def full(self) -> bool:
-        """Whether every entry of the tensor is kept apart."""
-        return not self.free and all(len(block) == 1 for block in self.connected)
-
-    @property
-    def diagonal(self) -> bool:
-        """Whether one index runs over several axes."""
-        return any(len(block) > 1 for block in (*self.connected, *self.free))
+    def arranged(self, signature: tuple[str, ...]) -> list[Pattern]:
+        """The pattern with its connected blocks in every order that runs over the groups of a signature."""
+        orders = [
+            order
+            for order in permutations(self.connected)
+            if tuple(self.spec.axes[block[0]].name for block in order) == signature
+        ]
+        return [replace(self, connected=order) for order in orders]
 
     def read(self, features: Tensor) -> Tensor:
         """Average over the free indices: ``(B, *axes, C)`` to ``(B, *connected, fold * C)``."""
         if self.diagonal:
             pooled = self._read_diagonals(features)
         else:
-            order = [
+            dims = [1 + block[0] for block in self.free]
+            kept = [i for i in range(features.dim()) if i not in dims]
+            pooled = average(features, dims)
+            wanted = [
                 0,
                 *(1 + b[0] for b in self.connected),
                 *(1 + i for i in self.folded),
                 features.dim() - 1,
             ]
-            dims = [1 + block[0] for block in self.free]
-            kept = [i for i in range(features.dim()) if i not in dims]
-            pooled = features.mean(dims) if dims else features
-            order = [kept.index(i) for i in order]
+            order = [kept.index(i) for i in wanted]
             pooled = pooled if order == sorted(order) else pooled.permute(order)
         if not self.folded:
             return pooled
@@ -95,48 +104,41 @@ class Pattern:
         batch, channel = len(self.spec.axes) + 1, len(self.spec.axes) + 2
         inputs = [batch, *(label[i] for i in range(len(self.spec.axes))), channel]
         outputs = [batch, *range(len(self.connected)), *(label[i] for i in self.folded), channel]
-        count = prod(self.spec.axes[block[0]].size for block in self.free)
+        count = prod([self.spec.axes[block[0]].size for block in self.free])
         return torch.einsum(features, inputs, outputs) / count
 
     def place(self, mixed: Tensor) -> Tensor:
-        """Arrange ``(B, *connected, fold * C)`` so that it broadcasts against ``(B, *axes, C)``; no diagonals."""
+        """Arrange ``(B, *connected, fold * C)`` so that it broadcasts against ``(B, *axes, C)``.
+
+        An index over several axes stands at the first of them; the result counts where :meth:`mask` is one.
+        """
         axes = self.spec.axes
-        folded = [axes[i].size for i in self.folded]
-        if len(folded):
-            mixed = mixed.reshape(
-                *mixed.shape[: 1 + len(self.connected)], *folded, mixed.shape[-1] // self.fold
-            )
-        positions = [*(b[0] for b in self.connected), *self.folded]
+        if self.folded:
+            folded = [axes[i].size for i in self.folded]
+            mixed = mixed.reshape(*mixed.shape[: 1 + len(self.connected)], *folded, -1)
+        positions = [*(block[0] for block in self.connected), *self.folded]
         order = [0, *(1 + positions.index(i) for i in sorted(positions)), mixed.dim() - 1]
         mixed = mixed if order == sorted(order) else mixed.permute(order)
-        for i in sorted(block[0] for block in self.free):
-            mixed = mixed.unsqueeze(1 + i)
+        for i in range(len(axes)):
+            mixed = mixed if i in positions else mixed.unsqueeze(1 + i)
         return mixed
 
-    def add_to(self, out: Tensor, mixed: Tensor) -> Tensor:
-        """Add the broadcast of ``(B, *connected, fold * C)`` to ``(B, *axes, C)``, in place."""
-        if not self.diagonal:
-            return out.add_(self.place(mixed))
-        view, dims = (
-            out,
-            list(range(-1, len(self.spec.axes) + 1)),
-        )  # what each dimension of the view is: axis or rest
+    def mask(self, like: Tensor) -> Tensor:
+        """One where the axes of every block have equal indices, else zero: broadcasts against ``(*axes, C)``."""
+        mask = like.new_ones(())
         for block in (*self.connected, *self.free):
             for axis in block[1:]:
-                view = view.diagonal(dim1=dims.index(block[0]), dim2=dims.index(axis))
-                dims = [d for d in dims if d not in (block[0], axis)] + [block[0]]
-        order = [
-            -1,
-            *(b[0] for b in self.connected),
-            *self.folded,
-            *(b[0] for b in self.free),
-            len(self.spec.axes),
-        ]
-        view = view.permute([dims.index(d) for d in order])
-        folded = [self.spec.axes[i].size for i in self.folded]
-        shape = (*mixed.shape[: 1 + len(self.connected)], *folded, *[1] * len(self.free), out.shape[-1])
-        view.add_(mixed.reshape(shape))
-        return out
+                shape = [a.size if i in (block[0], axis) else 1 for i, a in enumerate(self.spec.axes)]
+                size = self.spec.axes[axis].size
+                mask = mask * torch.eye(size, dtype=like.dtype, device=like.device).reshape(*shape, 1)
+        return mask
+
+
+def average(tensor: Tensor, dims: list[int]) -> Tensor:
+    """Mean over some dimensions; the gradient of a sum is a view, that of ``mean`` a new large tensor."""
+    if not dims:
+        return tensor
+    return tensor.sum(dims) * (1.0 / prod([tensor.shape[i] for i in dims]))
 
 
 def set_partitions(items: Sequence[int]) -> Iterator[tuple[Block, ...]]:
@@ -156,13 +158,8 @@ def set_partitions(items: Sequence[int]) -> Iterator[tuple[Block, ...]]:
         yield ((first,), *partition)
 
 
-def all_patterns(spec: TensorSpec, *, orders: bool) -> list[Pattern]:
-    """Every pattern of a tensor whose fixed axes are folded into channels.
-
-    Args:
-        spec: The tensor.
-        orders: Whether connected blocks of one group are listed in every order (for reading) or in one (writing).
-    """
+def all_patterns(spec: TensorSpec) -> list[Pattern]:
+    """Every pattern of a tensor, fixed axes folded into channels, connected blocks in the order of the axes."""
     groups: dict[str, list[int]] = {}
     for position, axis in enumerate(spec.axes):
         if axis.permutable:
@@ -171,15 +168,8 @@ def all_patterns(spec: TensorSpec, *, orders: bool) -> list[Pattern]:
     choices = [list(set_partitions(positions)) for _, positions in sorted(groups.items())]
     patterns = []
     for blocks in product(*choices):
-        flat = [block for partition in blocks for block in sorted(partition)]
+        flat = sorted(block for partition in blocks for block in partition)
         for kept in chain.from_iterable(combinations(flat, k) for k in range(len(flat) + 1)):
             free = tuple(block for block in flat if block not in kept)
-            for order in _orders(spec.axes, kept) if orders else [kept]:
-                patterns.append(Pattern(spec, order, free, folded))
+            patterns.append(Pattern(spec, kept, free, folded))
     return patterns
-
-
-def _orders(axes: tuple[Axis, ...], blocks: tuple[Block, ...]) -> list[tuple[Block, ...]]:
-    """All orders of the blocks that leave the sequence of their groups as it is."""
-    names = [axes[block[0]].name for block in blocks]
-    return [order for order in permutations(blocks) if [axes[b[0]].name for b in order] == names]

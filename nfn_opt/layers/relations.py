@@ -88,15 +88,27 @@ def _patterns(kind: _Kind, *, rest_connected: bool) -> list[tuple[tuple[str, ...
 
 @dataclass(frozen=True)
 class Writing:
-    """One pattern written, and what is mixed into it: for each relation, the readings that are averaged."""
+    """One pattern written, and what is mixed into it: for each relation, the readings that are averaged.
 
+    Attributes:
+        kind: ``"vector"`` or ``"matrix"``, what the tensor counts as.
+        pattern: The pattern.
+        sources: Numbers of the relations, each with its readings.
+    """
+
+    kind: str
     pattern: Pattern
     sources: tuple[tuple[int, tuple[Pattern, ...]], ...]
+
+    @property
+    def constant(self) -> bool:
+        """Whether the same is written to every entry."""
+        return not self.pattern.connected and not self.pattern.diagonal
 
 
 @lru_cache(maxsize=256)
 def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
-    """For every pattern written in a space, the relations that feed it."""
+    """For every pattern written in a space, the relations that feed it; patterns with more indices first."""
     kinds = [_kind(spec) for spec in space.parameters]
     readings: dict[tuple[str, ...], list[tuple[_Kind, tuple[str, ...], Pattern]]] = defaultdict(list)
     for kind in kinds:
@@ -112,11 +124,13 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
                     continue
                 sources[_relation(source, read, kind, letters)].append(reading)
             if sources:
-                writings.append(Writing(pattern, tuple((r, tuple(p)) for r, p in sources.items())))
+                writings.append(Writing(kind.name, pattern, tuple((r, tuple(p)) for r, p in sources.items())))
         if kind.rest:
             letters, pattern = _patterns(kind, rest_connected=True)[0]
-            writings.append(Writing(pattern, ((_relation(kind, letters, kind, letters), (pattern,)),)))
-    return tuple(writings)
+            writings.append(
+                Writing(kind.name, pattern, ((_relation(kind, letters, kind, letters), (pattern,)),))
+            )
+    return tuple(sorted(writings, key=lambda writing: -len(writing.pattern.connected)))
 
 
 def _reorderings(letters: tuple[str, ...], pattern: Pattern) -> list[tuple[tuple[str, ...], Pattern]]:

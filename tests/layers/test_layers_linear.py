@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -150,6 +151,25 @@ def test_vmap_over_layers_and_over_features(name: str, sharing: Sharing, generat
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("name", ["2 layers", "CNN", "residual"])
+def test_vmap_over_one_tensor_of_many(name: str, sharing: Sharing, generator: torch.Generator) -> None:
+    space = space_named(name)
+    layer = NFLinear(space, 2, 3, sharing=sharing, generator=generator).double()
+    features = random_features(space, 2, generator=generator)
+    for single in space.names:
+        stacked = torch.stack([features[single], 2 * features[single]])
+        got = vmap(lambda t, single=single: layer({**features, single: t}))(stacked)
+        expected = layer({**features, single: 2 * features[single]})
+        assert all(torch.allclose(got[n][1], expected[n], rtol=1e-12, atol=1e-12) for n in space.names)
+    assert layer.bias is not None
+    state = dict(layer.named_parameters())
+    biases = torch.stack([layer.bias, layer.bias + 1])
+    shifted = vmap(lambda b: functional_call(layer, {**state, "bias": b}, (features,)))(biases)
+    plain = layer(features)
+    assert all(torch.allclose(shifted[n][0], plain[n]) for n in space.names)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
 def test_functional_gradients(sharing: Sharing, generator: torch.Generator) -> None:
     space = space_named("residual")
     layer = NFLinear(space, 2, 3, sharing=sharing, generator=generator).double()
@@ -241,13 +261,27 @@ def test_printed_form() -> None:
     assert str(NFLinear(space, 1, 16, sharing="by_relation")) == "RelationLinear(1 -> 16, by_relation)"
 
 
-def test_autocast(generator: torch.Generator) -> None:
-    space = space_named("2 layers")
-    network = nn.Sequential(
-        NFLinear(space, 2, 3, generator=generator), NFLinear(space, 3, 1, generator=generator)
-    )
+@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize("name", ["2 layers", "SIREN", "CNN", "residual"])
+def test_autocast(name: str, sharing: Sharing, generator: torch.Generator) -> None:
+    space = space_named(name)
+    layers = [NFLinear(space, c, 3, sharing=sharing, generator=generator) for c in (2, 3)]
+    network = nn.Sequential(*layers)
     features = random_features(space, 2, generator=generator, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = network(features)
-    for name, exact in network(features).items():
-        torch.testing.assert_close(out[name].float(), exact, rtol=0.05, atol=0.05)
+    for n, exact in network(features).items():
+        torch.testing.assert_close(out[n].float(), exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_compiles_in_one_graph(sharing: Sharing, generator: torch.Generator) -> None:
+    space = space_named("residual")
+    layer = NFLinear(space, 2, 3, sharing=sharing, generator=generator)
+    features = random_features(space, 2, generator=generator, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # inside torch's own compiler
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        out = compiled(features)
+    for name, exact in layer(features).items():
+        torch.testing.assert_close(out[name], exact)
