@@ -17,6 +17,7 @@ RULES: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.3, "momentum": 0.5},
     "adam": {"lr": 0.05},
     "mlp": {"hidden": (3,), "correction": 0.5, "output_scale": 1.0, "lr": 0.05},
+    "nfn": {"hidden": (3,), "channels": 2, "correction": 0.5, "output_scale": 1.0, "lr": 0.05},
 }
 
 
