@@ -101,7 +101,7 @@ class PerParameterLinear(nn.Module):
         _check_channels(in_channels, out_channels)
         self.space, self.in_channels, self.out_channels = space, in_channels, out_channels
         self._steps = plan_per_parameter(space)
-        self.weights = nn.ParameterList(self._initial(step, generator) for step in self._steps)
+        self.weights = nn.ParameterDict([(step.name, self._initial(step, generator)) for step in self._steps])
         constants = [step for step in self._steps if not step.signature]
         columns = constants[0].columns if constants else 0
         self.bias = nn.Parameter(torch.zeros(columns * out_channels)) if bias else None
@@ -129,10 +129,10 @@ class PerParameterLinear(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map weight features with ``in_channels`` to weight features with ``out_channels``."""
-        check_input(self.space, features, self.in_channels, self.weights[0])
+        check_input(self.space, features, self.in_channels, next(iter(self.weights.values())))
         reader = Reader(features)
         terms: dict[str, list[Term]] = {name: [] for name in self.space.names}
-        for step, weight in zip(self._steps, self.weights, strict=True):
+        for step, weight in zip(self._steps, self.weights.values(), strict=True):
             read = reader.read(step.readings)
             if not step.signature and self.bias is not None:
                 _divide(step, torch.addmm(self.bias, read, weight), terms)

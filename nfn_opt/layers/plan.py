@@ -30,6 +30,11 @@ class Step:
     writings: tuple[Pattern, ...]
 
     @property
+    def name(self) -> str:
+        """The groups in alphabetical order, without dots: names the step's weights in a ``state_dict``."""
+        return "+".join(sorted(self.signature)).replace(".", ":") or "constant"
+
+    @property
     def rows(self) -> int:
         """Channels read for each input channel."""
         return sum(pattern.fold for pattern in self.readings)

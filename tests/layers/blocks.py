@@ -44,7 +44,7 @@ def load_blocks(
     used = set()
     assert layer.bias is not None
     with torch.no_grad():
-        for step, weight in zip(plan_per_parameter(layer.space), layer.weights, strict=True):
+        for step, weight in zip(plan_per_parameter(layer.space), layer.weights.values(), strict=True):
             rows = []
             for reading in step.readings:
                 keys = [Block(w.name, _kept(w), reading.name, _kept(reading)) for w in step.writings]

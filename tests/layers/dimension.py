@@ -84,11 +84,11 @@ def average_of_fixed_points(space: WeightSpace, *, tensors: int) -> int:
 def matrices(layer: PerParameterLinear) -> Tensor:
     """The map that each weight of a layer with one channel multiplies: ``(weights, numel, numel)``."""
     inputs = unflatten(torch.eye(layer.space.numel, dtype=torch.float64), layer.space)
-    sizes = [weight.numel() for weight in layer.weights]
+    sizes = [weight.numel() for weight in layer.weights.values()]
 
     def apply(vector: Tensor) -> Tensor:
-        parts = [p.view_as(w) for p, w in zip(vector.split(sizes), layer.weights, strict=True)]
-        state = {f"weights.{i}": part for i, part in enumerate(parts)}
+        parts = [p.view_as(w) for p, w in zip(vector.split(sizes), layer.weights.values(), strict=True)]
+        state = {f"weights.{name}": part for name, part in zip(layer.weights, parts, strict=True)}
         return flatten(torch.func.functional_call(layer, state, (inputs,)), layer.space)
 
     units = torch.eye(sum(sizes), dtype=torch.float64)

@@ -50,7 +50,7 @@ def test_free_parameters_are_the_dimension_of_the_equivariant_maps(name: str, sy
     space = SMALL[name](symmetry)
     layer = PerParameterLinear(space, 1, 1)
     assert layer.bias is not None
-    weights = sum(weight.numel() for weight in layer.weights)
+    weights = sum(weight.numel() for weight in layer.weights.values())
     assert weights == average_of_fixed_points(space, tensors=2)
     assert layer.bias.numel() == average_of_fixed_points(space, tensors=1)
     if space.numel <= 34:
