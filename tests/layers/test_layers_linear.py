@@ -285,3 +285,9 @@ def test_compiles_in_one_graph(sharing: Sharing, generator: torch.Generator) -> 
         out = compiled(features)
     for name, exact in layer(features).items():
         torch.testing.assert_close(out[name], exact)
+
+
+def test_weights_are_named_by_their_groups() -> None:
+    layer = PerParameterLinear(space_named("2 layers", "all"), 1, 1)
+    assert set(layer.weights) == {"h1+in1", "h1+out1", "h1", "in1", "out1", "constant"}
+    assert set(layer.state_dict()) == {"bias", *(f"weights.{name}" for name in layer.weights)}
