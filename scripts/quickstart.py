@@ -74,6 +74,7 @@ class QuickstartConfig:
         inrs: INRs that the editor is trained on.
         editor_steps: Steps of the editor's training.
         seed: Seed of everything else.
+        threads: CPU threads. One is fastest for tensors as small as those of the meta-training.
     """
 
     out: Path | None = None
@@ -88,6 +89,7 @@ class QuickstartConfig:
     inrs: int = 1297
     editor_steps: int = 400
     seed: int = 0
+    threads: int = 1
 
     def record(self) -> dict[str, Any]:
         """All options as JSON values."""
@@ -105,6 +107,7 @@ def check(config: QuickstartConfig, data: ImageData) -> None:
         "batch_size",
         "inner_steps",
         "meta_steps",
+        "threads",
         "classifier_seeds",
         "inrs",
         "editor_steps",
@@ -410,6 +413,7 @@ def quickstart(config: QuickstartConfig, folder: Path, *, resume: bool, command:
     """Do all three parts and say what was made."""
     data = load_images(config.images)
     check(config, data)
+    torch.set_num_threads(config.threads)
     run = RunFolder(folder)
     if resume:
         run.reopen(config.record())
