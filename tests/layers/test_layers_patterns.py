@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from nfn_opt.layers import RelationLinear
 from nfn_opt.layers.patterns import Pattern, all_patterns, set_partitions
 from nfn_opt.layers.plan import plan_per_parameter
 from nfn_opt.layers.relations import RELATIONS, plan_by_relation
-from nfn_opt.testing import assert_equivariant, assert_sensitive
-from nfn_opt.weight_space import Axis, TensorSpec, WeightSpace
+from nfn_opt.testing import assert_equivariant, assert_sensitive, random_features
+from nfn_opt.weight_space import Axis, Features, TensorSpec, WeightSpace
 from tests.layers.spaces import SYMMETRIES, Residual, cnn, mlp, space_of
 
 BELL = [1, 1, 2, 5, 15, 52]
@@ -47,7 +50,9 @@ def test_maps_of_a_tensor_to_itself_are_counted_by_partitions(groups: tuple[str,
     assert pairs == expected
 
 
-@pytest.mark.parametrize("pattern", all_patterns(tensor_spec("a", "b", "a", ".")), ids=str)
+@pytest.mark.parametrize(
+    "pattern", all_patterns(tensor_spec("a", "b", "a", ".")), ids=lambda p: f"{p.connected} {p.free}"
+)
 def test_reading_and_writing_by_hand(pattern: Pattern, generator: torch.Generator) -> None:
     features = torch.randn(2, 5, 5, 5, 2, 3, generator=generator, dtype=torch.float64)
     read = pattern.read(features)
@@ -101,6 +106,24 @@ def test_relations_of_a_network_by_hand() -> None:
         "matrix:i -> vector:o (other)": ["2.weight"],
     }
     assert writing.kind == "vector"
+
+
+@pytest.mark.parametrize(("relation", "expected"), [
+    ("vector: -> vector: (other)", lambda f: (f["2.bias"].mean(1) + f["4.bias"].mean(1)) / 2),
+    ("vector: -> vector: (itself)", lambda f: f["0.bias"].mean(1)),
+    ("matrix: -> vector: (other)", lambda f: sum(f[f"{i}.weight"].mean((1, 2)) for i in (0, 2, 4)) / 3),
+])  # fmt: skip
+def test_tensors_in_the_same_relation_are_averaged(
+    relation: str, expected: Callable[[Features], Tensor], generator: torch.Generator
+) -> None:
+    space = space_of(mlp(2, 4, 3, 2), 2)
+    layer = RelationLinear(space, 2, 2, bias=False).double()
+    features = random_features(space, 2, generator=generator)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.weight[RELATIONS.index(relation)] = torch.eye(2)
+        out = layer(features)["0.bias"]
+    torch.testing.assert_close(out, expected(features)[:, None].expand_as(out))
 
 
 def test_a_square_reads_its_transpose_and_its_diagonal() -> None:
