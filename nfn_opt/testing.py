@@ -76,7 +76,7 @@ def hidden_groups(space: WeightSpace) -> set[str]:
         >>> sorted(space.groups), sorted(hidden_groups(space))
         (['h1', 'in1', 'out1'], ['h1'])
     """
-    ends = {axis.name for spec in (*space.inputs, *space.outputs) for axis in spec.axes}
+    ends = {axis.name for spec in (*space.inputs, *space.outputs) for axis in spec.leaves()}
     return set(space.groups) - ends
 
 

@@ -65,7 +65,7 @@ class GaussianFourierFeatures(nn.Module):
 
 def _ordered(space: WeightSpace) -> set[str]:
     """Names of the axes whose entries may be told apart: all but the hidden neurons."""
-    io = {axis.name for spec in (*space.inputs, *space.outputs) for axis in spec.axes if axis.permutable}
+    io = {axis.name for spec in (*space.inputs, *space.outputs) for axis in spec.leaves() if axis.permutable}
     axes = [axis for spec in space.parameters for axis in spec.axes]
     return {axis.name for axis in axes if axis.size > 1 and (axis.name in io or not axis.permutable)}
 

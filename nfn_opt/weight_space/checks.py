@@ -86,7 +86,7 @@ def check_alike(space: WeightSpace, dicts: Sequence[Mapping[str, Tensor]], what:
 def check_permutation(space: WeightSpace, permutation: Permutation) -> None:
     """Check that a permutation belongs to a space; groups that it leaves out stay as they are."""
     specs = (*space.parameters, *space.buffers, *space.inputs, *space.outputs)
-    sizes = {axis.name: axis.size for spec in specs for axis in spec.axes if axis.permutable}
+    sizes = {axis.name: axis.size for spec in specs for axis in spec.leaves() if axis.permutable}
     for name, index in permutation.indices.items():
         if name not in sizes:
             raise ValueError(

@@ -13,7 +13,7 @@ def describe(space: WeightSpace) -> str:
     """One line for the space, then one for each parameter and moving buffer: shape as viewed, group of each axis."""
     groups = ", ".join(f"{name} ({size})" for name, size in space.groups.items()) or "none"
     head = f"WeightSpace: {len(space.parameters)} parameters, {space.numel:,} weights, symmetry={space.symmetry!r}"
-    moving = [spec for spec in space.buffers if any(axis.permutable for axis in spec.axes)]
+    moving = [spec for spec in space.buffers if any(axis.permutable for axis in spec.leaves())]
     lines = [(spec.name, _viewed(spec), _notes(spec)) for spec in (*space.parameters, *moving)]
     wide = max(len(name) for name, _, _ in lines)
     tall = max(len(viewed) for _, viewed, _ in lines)
@@ -28,6 +28,6 @@ def _viewed(spec: TensorSpec) -> str:
 def _notes(spec: TensorSpec) -> str:
     """What fixed the fixed axes, each reason once."""
     notes = dict.fromkeys(
-        axis.note for axis in spec.axes if not axis.permutable and axis.size > 1 and axis.note
+        axis.note for axis in spec.leaves() if not axis.permutable and axis.size > 1 and axis.note
     )
     return f"fixed: {', '.join(notes)}" if notes else ""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nfn_opt.weight_space.cells import Cells
 from nfn_opt.weight_space.checks import check_features, check_permutation, check_tensors
 from nfn_opt.weight_space.describe import describe
 from nfn_opt.weight_space.features import as_features, from_features, stack, write
@@ -64,7 +65,7 @@ class WeightSpace:
             )
         sizes: dict[str, int] = {}
         for spec in (*self.parameters, *self.buffers):
-            for axis in spec.axes:
+            for axis in (*spec.axes, *spec.leaves()):
                 if sizes.setdefault(axis.name, axis.size) != axis.size:
                     raise ValueError(
                         f"{spec.name}: axis {axis.name!r} has size {axis.size}, expected {sizes[axis.name]} as in the "
@@ -130,7 +131,7 @@ class WeightSpace:
     def groups(self) -> dict[str, int]:
         """Name and size of every permutation group that acts on a parameter or moving buffer."""
         specs = (*self.parameters, *self.buffers)
-        return {axis.name: axis.size for spec in specs for axis in spec.axes if axis.permutable}
+        return {axis.name: axis.size for spec in specs for axis in spec.leaves() if axis.permutable}
 
     @property
     def numel(self) -> int:
@@ -157,11 +158,16 @@ class WeightSpace:
             (
                 spec.name,
                 spec.shape,
-                [(axis.name, axis.size, axis.permutable, axis.role) for axis in spec.axes],
+                [(axis.name, axis.size, axis.permutable, axis.role) for axis in spec.leaves()],
             )
             for spec in self.parameters
         ]
         return hashlib.sha256(repr(records).encode()).hexdigest()[:16]
+
+    @cached_property
+    def cells(self) -> Cells:
+        """The space with every tensor cut where a concatenated axis passes from one part to the next."""
+        return Cells(self)
 
     def __str__(self) -> str:
         return describe(self)
@@ -171,7 +177,7 @@ class WeightSpace:
     def random_permutation(self, generator: torch.Generator) -> Permutation:
         """Draw one uniformly random permutation for every group, those of inputs and outputs included."""
         specs = (*self.parameters, *self.buffers, *self.inputs, *self.outputs)
-        sizes = {axis.name: axis.size for spec in specs for axis in spec.axes if axis.permutable}
+        sizes = {axis.name: axis.size for spec in specs for axis in spec.leaves() if axis.permutable}
         return Permutation({name: torch.randperm(size, generator=generator) for name, size in sizes.items()})
 
     def permute(

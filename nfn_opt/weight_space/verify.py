@@ -137,7 +137,7 @@ def _permute_leaves(arguments: Any, specs: tuple[TensorSpec, ...], permutation: 
 
 def _permuted(spec: TensorSpec, tensor: Tensor, permutation: Permutation) -> Tensor:
     """Permute a model input or output, whose first axis (the batch) may have another size than the traced one."""
-    if not any(axis.permutable for axis in spec.axes):
+    if not any(axis.permutable for axis in spec.leaves()):
         return tensor
     batch_dims = 0
     if tensor.dim() and spec.shape and tensor.shape[0] != spec.shape[0]:
