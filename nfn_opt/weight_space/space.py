@@ -11,11 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from nfn_opt.weight_space.axis_notation import AxisDescription, Descriptions
 from nfn_opt.weight_space.cells import Cells
 from nfn_opt.weight_space.checks import check_features, check_permutation, check_tensors
+from nfn_opt.weight_space.compare import Comparison, compare
 from nfn_opt.weight_space.describe import describe
+from nfn_opt.weight_space.described import describe_by_hand
 from nfn_opt.weight_space.features import as_features, from_features, stack, write
-from nfn_opt.weight_space.spec import Axis, Permutation, TensorSpec
+from nfn_opt.weight_space.spec import Axis, Permutation, Role, TensorSpec
 from nfn_opt.weight_space.tracing import trace_module
 from nfn_opt.weight_space.verify import verify
 
@@ -120,7 +123,83 @@ class WeightSpace:
         )
         return cls(parameters=specs)
 
+    @classmethod
+    def from_axes(
+        cls,
+        axes: Descriptions,
+        tensors: nn.Module | Mapping[str, Tensor | Sequence[int]],
+        *,
+        sizes: Mapping[str, int] | None = None,
+        roles: Mapping[str, Sequence[Role]] | None = None,
+        inputs: Sequence[Sequence[AxisDescription]] | None = None,
+        outputs: Sequence[Sequence[AxisDescription]] | None = None,
+        symmetry: Symmetry = "hidden",
+    ) -> WeightSpace:
+        """A weight space written by hand: for every parameter, what each of its axes runs over.
+
+        For models that cannot be traced, in the spirit of the permutation specification of arXiv:2402.05232. An axis
+        is described by
+
+        - a name: the group that permutes it; axes with the same name are permuted together;
+        - ``None``, a number (its size), or a name that starts with ``_``: the axis is fixed;
+        - a tuple: the product of these, major first, such as ``("heads", "head_dim")`` or ``("h1", 49)`` for the
+          channels of a picture of 49 pixels, flattened;
+        - a list: these one behind the other, such as ``["h1", "h2"]`` behind a concatenating skip.
+
+        Args:
+            axes: ``{parameter: (description of axis 0, of axis 1, ...)}``. Buffers of a module may be described too;
+                those that are not are fixed.
+            tensors: The module, or its parameters, or their shapes.
+            sizes: Sizes of names that the shapes leave open, such as the number of heads. All others are inferred,
+                and checked.
+            roles: For parameters whose axes are not (out, in, space, ...), the role of each axis: ``("in", "out",
+                "space", "space")`` for a transposed convolution.
+            inputs: The axes of each tensor that the model is called with, ``None`` for the batch; by default one
+                tensor that no group acts on.
+            outputs: The axes of each tensor that it returns, likewise.
+            symmetry: ``"hidden"``: names that occur in inputs or outputs count as fixed. ``"all"``: they do not.
+
+        Raises:
+            ValueError: If names, numbers of axes or sizes do not fit; the message names parameter and axis.
+            TypeError: If a description is of another type.
+
+        Example:
+            >>> shapes = {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (2, 5)}
+            >>> axes = {"0.weight": ("h", None), "0.bias": ("h",), "2.weight": (None, "h")}
+            >>> print(WeightSpace.from_axes(axes, shapes))
+            WeightSpace: 3 parameters, 30 weights, symmetry='hidden'
+              groups: h (5)
+              0.weight  (h:5, 3)  fixed: by hand
+              0.bias    (h:5,)
+              2.weight  (2, h:5)  fixed: by hand
+        """
+        described = describe_by_hand(
+            axes, tensors, sizes=sizes, roles=roles, inputs=inputs, outputs=outputs, symmetry=symmetry
+        )
+        return cls(**described)
+
     # Looking at it
+
+    def compare(self, other: WeightSpace) -> Comparison:
+        """Say whether two spaces are equal, compatible (the same relations, other widths) or different, and why.
+
+        The names of groups are irrelevant. Features of an equal space fit every layer; features of any other space
+        fit layers with ``sharing="by_relation"`` alone, with that space given to ``forward``.
+
+        Example:
+            >>> narrow, wide = (
+            ...     WeightSpace.from_module(
+            ...         nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, 2)), torch.zeros(1, 3)
+            ...     )
+            ...     for n in (5, 8)
+            ... )
+            >>> print(narrow.compare(wide))
+            compatible
+              0.weight, axis 0: group 'h1' of size 5 here, 'h1' of size 8 there
+            >>> narrow.compare(narrow).verdict
+            'equal'
+        """
+        return compare(self, other)
 
     @property
     def names(self) -> tuple[str, ...]:
