@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from nfn_opt.weight_space.atoms import Atom, Factors, TracedTensor, fix_all, sizes
-from nfn_opt.weight_space.merging import join, joined_axes, whole
+from nfn_opt.weight_space.atoms import Atom, Factors, fix_all, flat_segments, resolve
+from nfn_opt.weight_space.merging import Run, join, joined_axes, joined_factors, primes, whole
 from nfn_opt.weight_space.spec import Axis, Role, TensorSpec
+from nfn_opt.weight_space.traced import TracedTensor
 
 if TYPE_CHECKING:
     from nfn_opt.weight_space.tracing import SymmetryTracer
@@ -29,6 +30,7 @@ def assemble(
     _fix_unmoved(model, traced, tracer.used, stored)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     seen = [*tracer.runs, *(whole(tensor.axes) for tensor in (*traced.values(), *inputs, *outputs))]
+    _fix_left_over(seen, traced, [*inputs, *outputs])
     namer = _Namer(tracer.roles, join(seen, [traced[name] for name in shapes]))
     parameters = tuple(namer.spec(name, shape, traced[name]) for name, shape in shapes.items())
     buffers = tuple(
@@ -40,8 +42,8 @@ def assemble(
     return {
         "parameters": parameters,
         "buffers": buffers,
-        "inputs": tuple(namer.spec(f"input {i}", sizes(t.axes), t) for i, t in enumerate(inputs)),
-        "outputs": tuple(namer.spec(f"output {i}", sizes(t.axes), t) for i, t in enumerate(outputs)),
+        "inputs": tuple(namer.spec(f"input {i}", t.shape, t) for i, t in enumerate(inputs)),
+        "outputs": tuple(namer.spec(f"output {i}", t.shape, t) for i, t in enumerate(outputs)),
         "symmetry": symmetry,
         "aliases": _aliases(stored, {*shapes, *(spec.name for spec in buffers)}),
     }
@@ -50,8 +52,8 @@ def assemble(
 def _mark(inputs: list[TracedTensor], outputs: list[TracedTensor], symmetry: str) -> None:
     for tensor in outputs:
         for axis in tensor.axes:
-            for root in axis.roots:
-                root.is_output = True
+            for atom in axis.atoms:
+                atom.mark(is_output=True)
     if symmetry == "hidden":
         for note, tensors in (("input", inputs), ("output", outputs)):
             for tensor in tensors:
@@ -69,6 +71,17 @@ def _fix_unmoved(
     for name, _ in model.named_buffers():
         for axis in traced[name].axes if name not in stored else ():
             fix_all(axis.atoms, f"buffer {name!r} is not in the state_dict")
+
+
+def _fix_left_over(seen: list[Run], traced: dict[str, TracedTensor], ends: list[TracedTensor]) -> None:
+    """Fix what slices have cut off and no operator has touched."""
+    used = {root for atoms, _ in seen for root in resolve(atoms)}
+    used.update(prime for tensor in ends for axis in tensor.axes for prime in primes(axis.atoms))
+    for tensor in traced.values():
+        for axis in tensor.axes:
+            for atom in primes(axis.atoms):
+                if atom not in used:
+                    atom.fix("not used in the forward pass")
 
 
 def _aliases(stored: dict[str, Any], names: set[str]) -> tuple[tuple[str, str], ...]:
@@ -104,19 +117,54 @@ class _Namer:
 
     def _axes(self, atoms: Factors, role: Role, label: str) -> list[Axis]:
         """The axes of one stored axis; neighbouring fixed factors become one."""
-        runs: list[list[Atom]] = []
+        axes: list[Axis] = []
         for atom in atoms:
-            movable = not atom.fixed and not (self.closed and atom not in self._names)
-            if runs and not movable and runs[-1][-1].fixed:
-                runs[-1].append(atom)
-            else:
-                runs.append([atom])
-        axes = []
-        for run in runs:
-            movable = not run[0].fixed and not (self.closed and run[0] not in self._names)
-            size = 1
-            for atom in run:
-                size *= atom.size
-            names = "*".join(self._name(atom) for atom in run) if movable or not self.closed else label
-            axes.append(Axis(names, size, movable, role, "" if movable else run[0].note))
+            for axis in (
+                self._concatenation(atom, role, label) if atom.segments else [self._prime(atom, role, label)]
+            ):
+                if axes and _fixed(axis) and _fixed(axes[-1]):
+                    axis = self._joined_fixed(axes.pop(), axis, label)
+                axes.append(axis)
         return axes or [Axis(label, 1, False, role, "size 1")]
+
+    def _prime(self, atom: Atom, role: Role, label: str) -> Axis:
+        if atom.fixed or (self.closed and atom not in self._names):
+            return Axis(label if self.closed else self._name(atom), atom.size, False, role, atom.note)
+        return Axis(self._name(atom), atom.size, True, role)
+
+    def _joined_fixed(self, left: Axis, right: Axis, label: str) -> Axis:
+        name = label if self.closed else f"{left.name}*{right.name}"
+        return Axis(name, left.size * right.size, False, left.role, left.note or right.note)
+
+    def _concatenation(self, atom: Atom, role: Role, label: str) -> list[Axis]:
+        """Segments that are all alike are a fixed axis and one of them; otherwise a concatenated axis."""
+        segments = [joined_factors(segment, self._joined) for segment in flat_segments(atom)]
+        if all(segment == segments[0] for segment in segments):
+            number = Atom(len(segments), fixed=True, note="parts side by side")
+            return [
+                self._prime(number, role, label),
+                *(self._axes(segments[0], role, label) if segments[0] else []),
+            ]
+        parts = _merged([self._axes(segment, role, label) for segment in segments])
+        if len(parts) == 1:
+            return list(parts[0])
+        return [Axis.concatenated(parts, role)]
+
+
+def _fixed(axis: Axis) -> bool:
+    return not axis.permutable and not axis.parts
+
+
+def _merged(parts: list[list[Axis]]) -> list[tuple[Axis, ...]]:
+    """Parts of a concatenation, neighbours that are all fixed as one."""
+    merged: list[tuple[Axis, ...]] = []
+    for part in parts:
+        if merged and all(_fixed(axis) for axis in (*part, *merged[-1])):
+            (left,), (right,) = merged.pop(), part
+            axis = Axis(
+                f"{left.name}+{right.name}", left.size + right.size, False, left.role, left.note or right.note
+            )
+            merged.append((axis,))
+        else:
+            merged.append(tuple(part))
+    return merged

@@ -7,41 +7,13 @@ that touches one of them has the other right behind it and treats the two as one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 
 from nfn_opt.weight_space import operators
-from nfn_opt.weight_space.atoms import Atom, Factors, TracedAxis, TracedTensor, resolve
-
-_WHOLE = {
-    operators.pointwise,
-    operators.weight_norm,
-    operators.identity,
-    operators.constant,
-    operators.reshape,
-    operators.transpose_matrix,
-    operators.transpose,
-    operators.permute,
-    operators.expand,
-    operators.matrix_product,
-    operators.added_matrix_product,
-    operators.vector_product,
-    operators.added_vector_product,
-    operators.reduction,
-}
-"""Rules of operators that move whole blocks of entries or match axes by position: two factors that stay neighbours in
-all arguments and results are treated alike, even where they are two axes."""
-
-_BY_AXIS = {
-    operators.batch_norm,
-    operators.layer_norm,
-    operators.softmax,
-    operators.along_axis,
-    operators.picked,
-    operators.embedding,
-}
-"""Rules of operators that tell axes apart but never look inside one: both factors have to be on one axis."""
+from nfn_opt.weight_space.atoms import Atom, Factors, flat_segments, resolve
+from nfn_opt.weight_space.traced import TracedAxis, TracedTensor
 
 Run = tuple[Factors, bool]
 """Factors, major first, and whether they were treated as one; otherwise each stands for itself."""
@@ -49,9 +21,10 @@ Run = tuple[Factors, bool]
 
 def runs(rule: operators.Rule, tensors: Iterable[Sequence[TracedAxis]]) -> list[Run]:
     """What an operator call treats as one, for each of its tensors."""
-    if rule in _WHOLE:
+    treats = operators.TREATMENTS.get(rule, "inside")
+    if treats == "whole":
         return [whole(axes) for axes in tensors]
-    return [(axis.atoms, rule in _BY_AXIS) for axes in tensors for axis in axes]
+    return [(axis.atoms, treats == "axes") for axes in tensors for axis in axes]
 
 
 def whole(axes: Iterable[TracedAxis]) -> Run:
@@ -69,11 +42,13 @@ def join(seen: Iterable[Run], parameters: Iterable[TracedTensor]) -> dict[Atom, 
     Returns:
         For the first factor of each chain the factor that stands for all of it, for the others ``None``.
     """
-    named = {root for tensor in parameters for axis in tensor.axes for root in axis.roots if not root.fixed}
+    named = {
+        root for tensor in parameters for axis in tensor.axes for root in primes(axis.atoms) if not root.fixed
+    }
     after, before = _neighbours(seen)
     following: dict[Atom, Atom] = {}
     for left in named:
-        right = next(iter(after[left]))
+        right = next(iter(after[left]), None)
         if right in named and after[left] == {right} and before[right] == {left}:
             following[left] = right
     joined: dict[Atom, Atom | None] = dict.fromkeys(following.values())
@@ -89,13 +64,30 @@ def _neighbours(seen: Iterable[Run]) -> tuple[Neighbours, Neighbours]:
     """All that comes right after and right before each factor, ``None`` for the end of a run."""
     after: Neighbours = {}
     before: Neighbours = {}
-    for atoms, together in seen:
-        roots = resolve(atoms)
+    pending = [(resolve(atoms), together) for atoms, together in seen]
+    taken_apart: set[Factors] = set()
+    while pending:
+        roots, together = pending.pop()
         for group in [roots] if together else [(root,) for root in roots]:
             for left, right in pairwise((None, *group, None)):
                 after.setdefault(left, set()).add(right)
                 before.setdefault(right, set()).add(left)
+        for root in roots:
+            for segment in flat_segments(root) if root.segments else ():
+                if segment not in taken_apart:
+                    taken_apart.add(segment)
+                    pending.append((segment, True))
     return after, before
+
+
+def primes(atoms: Iterable[Atom]) -> Iterator[Atom]:
+    """All roots of an axis, those inside of concatenations in place of the concatenations."""
+    for root in resolve(atoms):
+        if root.segments:
+            for segment in flat_segments(root):
+                yield from primes(segment)
+        else:
+            yield root
 
 
 def _chain(head: Atom, following: Mapping[Atom, Atom]) -> Atom:
@@ -109,12 +101,16 @@ def _chain(head: Atom, following: Mapping[Atom, Atom]) -> Atom:
     )
 
 
+def joined_factors(atoms: Factors, joined: Mapping[Atom, Atom | None]) -> Factors:
+    """A product with its chains joined."""
+    return tuple(atom for root in resolve(atoms) if (atom := joined.get(root, root)) is not None)
+
+
 def joined_axes(axes: Iterable[TracedAxis], joined: Mapping[Atom, Atom | None]) -> list[tuple[int, Factors]]:
     """The factors of each axis by its position, chains joined; an axis that went into one before it is left out."""
     result: list[tuple[int, Factors]] = []
     for position, axis in enumerate(axes):
-        roots = axis.roots
-        kept = tuple(atom for root in roots if (atom := joined.get(root, root)) is not None)
-        if kept or not roots:
+        kept = joined_factors(axis.roots, joined)
+        if kept or not axis.roots:
             result.append((position, kept))
     return result

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +23,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nfn_opt.weight_space import operators
 from nfn_opt.weight_space.assemble import assemble
-from nfn_opt.weight_space.atoms import TracedAxis, TracedTensor, fix_all, fresh, sizes
+from nfn_opt.weight_space.atoms import fix_all
 from nfn_opt.weight_space.merging import Run, runs
-from nfn_opt.weight_space.modules import call_arguments, evaluation_mode, module_paths, output_tensors
+from nfn_opt.weight_space.modules import (
+    call_arguments,
+    evaluation_mode,
+    module_paths,
+    output_tensors,
+    plain_kernels,
+)
+from nfn_opt.weight_space.packing import Hints, find_hints, parameter_axes
+from nfn_opt.weight_space.traced import TracedAxis, TracedTensor, fresh
 
 _NORMS = {packet for packet, rule in operators.RULES.items() if rule is operators.batch_norm}
 
@@ -98,10 +107,13 @@ class SymmetryTracer(TorchDispatchMode):
         if rule is None:
             rule = operators.unknown
             self._warn(call)
-        axes = rule(call)
-        self.runs += runs(rule, [*(tensor.axes for tensor in call.tensors()), axes])
+        given = call.tensors()
+        before = [axes for tensor in given for axes in tensor.alternatives]
+        traced = self._traced_results(call, rule(call))
+        after = [axes for tensor in traced for axes in tensor.alternatives]
+        self.runs += runs(rule, [*before, *after])
         if results:
-            self._enter_results(call, axes)
+            self._enter_results(call, traced, any(tensor.active for tensor in given))
         return out
 
     def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -113,31 +125,40 @@ class SymmetryTracer(TorchDispatchMode):
         with self:
             return func.decompose(*args, **kwargs)
 
-    def _enter_results(self, call: operators.Call, axes: list[TracedAxis]) -> None:
-        """Register what an operator gave back; results of the shape of the first are taken to have its axes."""
-        shape = call.out.shape
-        assert sizes(axes) == tuple(shape), f"the rule of {call.name} gives {sizes(axes)} for {tuple(shape)}"
-        active = any(tensor.active for tensor in call.tensors())
-        self._match_overwritten(call, axes)
-        for tensor in call.results:
-            if tensor.shape == shape:
-                self.register(tensor, TracedTensor(axes, active))
+    def _traced_results(
+        self, call: operators.Call, found: list[TracedAxis] | operators.Results
+    ) -> list[TracedTensor]:
+        """What a rule says of the results; those of the shape of the first are taken to have its axes."""
+        if isinstance(found, operators.Results):
+            return found.tensors
+        traced = []
+        for result in call.results:
+            if result.shape == call.out.shape:
+                traced.append(TracedTensor(found))
             else:
-                self.register(
-                    tensor, TracedTensor(fresh(tensor.shape, f"second result of {call.name}"), active)
-                )
-                self._secondary[id(tensor)] = call
+                traced.append(TracedTensor(fresh(result.shape, f"second result of {call.name}")))
+                self._secondary[id(result)] = call
+        return traced
 
-    def _match_overwritten(self, call: operators.Call, axes: list[TracedAxis]) -> None:
+    def _enter_results(self, call: operators.Call, traced: list[TracedTensor], active: bool) -> None:
+        """Register what an operator gave back."""
+        self._match_overwritten(call, traced[0])
+        for result, tensor in zip(call.results, traced, strict=True):
+            shape = tuple(result.shape)
+            assert tensor.shape == shape, f"the rule of {call.name} gives {tensor.shape} for {shape}"
+            tensor.active = active
+            self.register(result, tensor)
+
+    def _match_overwritten(self, call: operators.Call, written: TracedTensor) -> None:
         """A tensor that was written into has views with its former axes: these must be the new ones too."""
         if id(call.out) not in self._known or torch.Tag.inplace_view in call.func.tags:
             return
-        former = self.lookup(call.out).axes
-        if sizes(former) == sizes(axes):
-            for old, new in zip(former, axes, strict=True):
+        former = self.lookup(call.out)
+        if former.shape == written.shape:
+            for old, new in zip(former.axes, written.axes, strict=True):
                 call.unify(old, new)
         else:
-            for axis in (*former, *axes):
+            for axis in (*former.axes, *written.axes):
                 call.fix(axis)
 
     def _warn(self, call: operators.Call) -> None:
@@ -191,13 +212,32 @@ def trace_module(model: nn.Module, example_inputs: Any, *, symmetry: str) -> dic
         raise ValueError(
             f"{type(model).__name__} has no parameters, expected at least one; nothing to permute"
         )
-    args, kwargs = call_arguments(example_inputs)
+    arguments = call_arguments(example_inputs)
+    found = _trace(model, arguments, {})
+    # Where entries of an axis were picked, what lies behind each may differ: trace again with that in mind.
+    hints = find_hints(found.traced)
+    found = _trace(model, arguments, hints) if hints else found
+    return assemble(model, found.traced, found.inputs, found.outputs, found.tracer, symmetry)
+
+
+@dataclass
+class _Trace:
+    """What one traced forward pass found."""
+
+    tracer: SymmetryTracer
+    traced: dict[str, TracedTensor]
+    inputs: list[TracedTensor]
+    outputs: list[TracedTensor]
+
+
+def _trace(model: nn.Module, arguments: Any, hints: Hints) -> _Trace:
+    """Run the model once on fake tensors and watch it."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with module_paths(model) as path, evaluation_mode(model), _quiet():
+    with module_paths(model) as path, evaluation_mode(model), _quiet(), plain_kernels():
         tracer = SymmetryTracer(path)
-        tensors, traced = _fake_tensors(model, fake, tracer)
+        tensors, traced = _fake_tensors(model, fake, tracer, hints)
         # Detached, a tensor that is given twice becomes two inputs.
-        args, kwargs = tree_map_only(Tensor, lambda t: fake.from_tensor(t.detach()), (args, kwargs))
+        args, kwargs = tree_map_only(Tensor, lambda t: fake.from_tensor(t.detach()), arguments)
         inputs = _register_inputs(tracer, (args, kwargs))
         try:
             with torch.no_grad(), fake, tracer:
@@ -205,7 +245,7 @@ def trace_module(model: nn.Module, example_inputs: Any, *, symmetry: str) -> dic
         except Exception as error:
             raise ValueError(_failure(model, args, kwargs, path, error)) from error
     outputs = [tracer.lookup(tensor) for tensor in output_tensors(model, result)]
-    return assemble(model, traced, inputs, outputs, tracer, symmetry)
+    return _Trace(tracer, traced, inputs, outputs)
 
 
 @contextmanager
@@ -220,7 +260,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _fake_tensors(
-    model: nn.Module, fake: FakeTensorMode, tracer: SymmetryTracer
+    model: nn.Module, fake: FakeTensorMode, tracer: SymmetryTracer, hints: Hints
 ) -> tuple[dict[str, Tensor], dict[str, TracedTensor]]:
     """Fake stand-ins for all parameters and buffers, entered in the tracer."""
     tensors: dict[str, Tensor] = {}
@@ -228,9 +268,7 @@ def _fake_tensors(
     parameters = dict(model.named_parameters())
     for name, tensor in (*parameters.items(), *model.named_buffers()):
         tensors[name] = fake.from_tensor(tensor.detach())
-        axes = fresh(tensor.shape)
-        for position, axis in enumerate(axes):
-            axis.origins = frozenset({(name, position)})
+        axes = parameter_axes(name, tensor.shape, hints)
         traced[name] = TracedTensor(axes, buffer="" if name in parameters else name)
         tracer.register_stored(tensor, tensors[name], traced[name], name)
     return tensors, traced
@@ -244,7 +282,7 @@ def _register_inputs(tracer: SymmetryTracer, arguments: Any) -> list[TracedTenso
             traced = TracedTensor(fresh(leaf.shape), active=True)
             for axis in traced.axes:
                 for atom in axis.atoms:
-                    atom.is_input = True
+                    atom.mark(is_input=True)
             tracer.register(leaf, traced)
             inputs.append(traced)
     return inputs

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfn_opt.weight_space import Symmetry, WeightSpace, operators
-from nfn_opt.weight_space.atoms import TracedAxis, fresh
+from nfn_opt.weight_space.traced import TracedAxis, fresh
 from tests.weight_space.models import draw
 
 SIZES = (1, 2, 3, 4, 6)
