@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from nfn_opt.weight_space.tracing import SymmetryTracer
 
 
+_PARTS = "parts side by side"
+
+
 def assemble(
     model: nn.Module,
     traced: dict[str, TracedTensor],
@@ -134,13 +137,14 @@ class _Namer:
 
     def _joined_fixed(self, left: Axis, right: Axis, label: str) -> Axis:
         name = label if self.closed else f"{left.name}*{right.name}"
-        return Axis(name, left.size * right.size, False, left.role, left.note or right.note)
+        note = right.note if left.note in ("", _PARTS) else left.note
+        return Axis(name, left.size * right.size, False, left.role, note)
 
     def _concatenation(self, atom: Atom, role: Role, label: str) -> list[Axis]:
         """Segments that are all alike are a fixed axis and one of them; otherwise a concatenated axis."""
         segments = [joined_factors(segment, self._joined) for segment in flat_segments(atom)]
         if all(segment == segments[0] for segment in segments):
-            number = Atom(len(segments), fixed=True, note="parts side by side")
+            number = Atom(len(segments), fixed=True, note=_PARTS)
             return [
                 self._prime(number, role, label),
                 *(self._axes(segments[0], role, label) if segments[0] else []),

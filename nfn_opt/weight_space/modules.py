@@ -98,3 +98,13 @@ def plain_kernels() -> Iterator[None]:
     finally:
         mha.set_fastpath_enabled(before[0])
         mkldnn.enabled = before[1]
+
+
+def moving_buffers(model: nn.Module) -> set[str]:
+    """Names of buffers that are computed from the weights and follow their neurons: those of spectral norms."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if type(module).__name__ == "_SpectralNorm"
+        for name, _ in module.named_buffers(recurse=False)
+    }

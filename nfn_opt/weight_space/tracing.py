@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from nfn_opt.weight_space import operators
 from nfn_opt.weight_space.assemble import assemble
 from nfn_opt.weight_space.atoms import fix_all
+from nfn_opt.weight_space.constants import Constants
 from nfn_opt.weight_space.merging import Run, runs
 from nfn_opt.weight_space.modules import (
     call_arguments,
     evaluation_mode,
     module_paths,
+    moving_buffers,
     output_tensors,
     plain_kernels,
 )
@@ -51,8 +53,9 @@ class SymmetryTracer(TorchDispatchMode):
         runs: The runs of factors that each operator treated as one.
     """
 
-    def __init__(self, module_path: list[str]) -> None:
+    def __init__(self, module_path: list[str], moving: Collection[str] = ()) -> None:
         super().__init__()
+        self._moving = moving
         self.roles: dict[tuple[str, int], str] = {}
         self.used: set[str] = set()
         self.runs: list[Run] = []
@@ -62,6 +65,7 @@ class SymmetryTracer(TorchDispatchMode):
         self._storages: dict[int, TracedTensor] = {}
         self._secondary: dict[int, operators.Call] = {}
         self._warned: set[str] = set()
+        self._constants = Constants()
 
     def register(self, tensor: Tensor, traced: TracedTensor) -> None:
         """Enter a tensor."""
@@ -98,12 +102,14 @@ class SymmetryTracer(TorchDispatchMode):
         rule = operators.find_rule(func)
         if rule is None and (out := self._taken_apart(func, args, kwargs)) is not NotImplemented:
             return out
-        out = func(*args, **kwargs)
+        out = self._run(func, args, kwargs)
         results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if not results and not func._schema.is_mutable:
             return out
         self._note_use(func, tree_leaves((args, kwargs)))
-        call = operators.Call(func, _named_arguments(func, args, kwargs), results, self.lookup, self.roles)
+        self._constants.note_writing(func, args, kwargs)
+        named = _named_arguments(func, args, kwargs)
+        call = operators.Call(func, named, results, self._constants.reader(self.lookup, results), self.roles)
         if rule is None:
             rule = operators.unknown
             self._warn(call)
@@ -114,7 +120,28 @@ class SymmetryTracer(TorchDispatchMode):
         self.runs += runs(rule, [*before, *after])
         if results:
             self._enter_results(call, traced, any(tensor.active for tensor in given))
+            self._note_uniform(rule, args, kwargs, results)
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator on fake tensors, and on the values of constants; these answer what fake ones cannot."""
+        try:
+            out = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            if (out := self._constants.evaluate(func, args, kwargs)) is None:
+                raise
+            mode = next(x.fake_mode for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor))
+            return tree_map_only(Tensor, mode.from_tensor, out)
+        self._constants.follow(func, args, kwargs, [x for x in tree_leaves(out) if isinstance(x, Tensor)])
+        return out
+
+    def _note_uniform(self, rule: operators.Rule, args: Any, kwargs: Any, results: list[Tensor]) -> None:
+        """Equal entries stay equal when they are copied, arranged or combined entry by entry."""
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        made = rule is operators.constant
+        kept = rule in operators.KEEP_UNIFORM and given and all(map(self._constants.is_uniform, given))
+        if made or kept:
+            self._constants.add_uniform(results)
 
     def _taken_apart(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a composite operator as its parts, which come here whole in inference mode."""
@@ -173,6 +200,10 @@ class SymmetryTracer(TorchDispatchMode):
                 stacklevel=2,
             )
 
+    def _moves(self, buffer: str, func: Any) -> bool:
+        """Whether a buffer follows the neurons: running statistics and the vectors of a spectral norm do."""
+        return getattr(func, "overloadpacket", None) in _NORMS or buffer in self._moving
+
     def _note_use(self, func: Any, leaves: list[Any]) -> None:
         """Mark parameters as used, and fix buffers that anything but a normalisation reads."""
         for leaf in leaves:
@@ -180,7 +211,7 @@ class SymmetryTracer(TorchDispatchMode):
                 continue
             self.used.add(self._names[id(leaf)])
             traced = self.lookup(leaf)
-            if traced.buffer and getattr(func, "overloadpacket", None) not in _NORMS:
+            if traced.buffer and not self._moves(traced.buffer, func):
                 for axis in traced.axes:
                     fix_all(axis.atoms, f"buffer {traced.buffer!r} is not permuted")
 
@@ -234,7 +265,7 @@ def _trace(model: nn.Module, arguments: Any, hints: Hints) -> _Trace:
     """Run the model once on fake tensors and watch it."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with module_paths(model) as path, evaluation_mode(model), _quiet(), plain_kernels():
-        tracer = SymmetryTracer(path)
+        tracer = SymmetryTracer(path, moving_buffers(model))
         tensors, traced = _fake_tensors(model, fake, tracer, hints)
         # Detached, a tensor that is given twice becomes two inputs.
         args, kwargs = tree_map_only(Tensor, lambda t: fake.from_tensor(t.detach()), arguments)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from nfn_opt.weight_space.modules import call_arguments, evaluation_mode, output_tensors
@@ -95,7 +97,8 @@ def _run(
     """The outputs of the model, run on copies: what it writes into is its own."""
     tensors, (args, kwargs) = tree_map_only(Tensor, torch.clone, (tensors, arguments))
     try:
-        result = torch.func.functional_call(model, tensors, args, kwargs)
+        with _Precision(dtype) if dtype else nullcontext():
+            result = torch.func.functional_call(model, tensors, args, kwargs)
     except Exception as error:
         raise ValueError(
             f"{type(model).__name__} fails on the example inputs, computing in {dtype or 'its own type'}: "
@@ -105,6 +108,21 @@ def _run(
     outputs = output_tensors(model, result)
     _check_comparable(outputs)
     return outputs
+
+
+class _Precision(TorchDispatchMode):
+    """Keeps a model that converts to a lower floating-point type inside from doing so."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        wanted = kwargs.get("dtype")
+        if wanted is not None and wanted.is_floating_point and wanted.itemsize < self._dtype.itemsize:
+            kwargs["dtype"] = self._dtype
+        return func(*args, **kwargs)
 
 
 def _check_comparable(outputs: list[Tensor]) -> None:

@@ -134,9 +134,12 @@ def test_masks_of_pruned_weights_fix_what_they_mask() -> None:
     assert check(model, draw(2, 3)).groups == {"h1": 5}
 
 
-def test_spectral_norm_keeps_its_vectors() -> None:
+def test_the_vectors_of_a_spectral_norm_move_with_its_neurons() -> None:
     model = between(nn.ReLU(), parametrizations.spectral_norm(nn.Linear(6, 6)), nn.ReLU())
-    assert check(model, draw(2, 3)).groups == {}
+    space = check(model, draw(2, 3))
+    assert space.groups == {"h1": 6, "h2": 6}
+    moved = {spec.name: spec.axes[0].name for spec in space.buffers}
+    assert moved == {"2.parametrizations.weight.0._u": "h2", "2.parametrizations.weight.0._v": "h1"}
 
 
 def test_one_tensor_given_twice_is_two_inputs() -> None:

@@ -15,20 +15,26 @@ import torch
 from nfn_opt.weight_space.operators import axiswise, elementwise, pieces, products, views  # noqa: F401  (register rules)
 from nfn_opt.weight_space.operators.axiswise import batch_norm
 from nfn_opt.weight_space.operators.call import RULES, TREATMENTS, Call, Results, Rule, aten
-from nfn_opt.weight_space.operators.elementwise import pointwise
+from nfn_opt.weight_space.operators.elementwise import constant, identity, pointwise
+from nfn_opt.weight_space.operators.views import reshape
 from nfn_opt.weight_space.traced import TracedAxis, fresh
 
 __all__ = [
+    "KEEP_UNIFORM",
     "RULES",
     "TREATMENTS",
     "Call",
     "Results",
     "Rule",
     "batch_norm",
+    "constant",
     "find_rule",
     "operator_table",
     "unknown",
 ]
+
+KEEP_UNIFORM = (pointwise, identity, reshape)
+"""Rules of operators that give equal entries for equal entries."""
 
 
 def find_rule(func: Any) -> Rule | None:

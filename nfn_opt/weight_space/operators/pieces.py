@@ -6,7 +6,6 @@ from itertools import accumulate, pairwise
 
 from nfn_opt.weight_space.atoms import concatenate, count, flat_segments, regroup
 from nfn_opt.weight_space.operators.call import Call, Results, plain, rule
-from nfn_opt.weight_space.operators.elementwise import identity
 from nfn_opt.weight_space.traced import TracedAxis, TracedTensor, fresh
 
 
