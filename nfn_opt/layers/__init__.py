@@ -1,9 +1,13 @@
 """NF-Layers: maps between weight features that are equivariant to permuting hidden neurons."""
 
+from nfn_opt.layers.chain import Chain, ResidualBlock
+from nfn_opt.layers.dropout import ChannelDropout, NeuronDropout
 from nfn_opt.layers.encodings import GaussianFourierFeatures, PositionEmbedding, PositionEncoding
 from nfn_opt.layers.linear import NFLinear, PerParameterLinear, RelationLinear, Sharing
-from nfn_opt.layers.pointwise import ChannelNorm, LearnedScale, Pointwise
-from nfn_opt.layers.pooling import InvariantPool
+from nfn_opt.layers.normalization import ChannelNorm, ParameterNorm
+from nfn_opt.layers.pointwise import LearnedScale, Pointwise, SharedScale
+from nfn_opt.layers.pooling import AttentionPool, InvariantPool, SharedPool
+from nfn_opt.layers.statistics import StatisticsFeatures
 
 __all__ = [
     # linear
@@ -12,13 +16,24 @@ __all__ = [
     "RelationLinear",
     "Sharing",
     # entry by entry
-    "ChannelNorm",
     "LearnedScale",
     "Pointwise",
+    "SharedScale",
+    # normalization and dropout
+    "ChannelDropout",
+    "ChannelNorm",
+    "NeuronDropout",
+    "ParameterNorm",
     # encodings
     "GaussianFourierFeatures",
     "PositionEmbedding",
     "PositionEncoding",
+    # composition
+    "Chain",
+    "ResidualBlock",
     # invariant
+    "AttentionPool",
     "InvariantPool",
+    "SharedPool",
+    "StatisticsFeatures",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from nfn_opt.layers.checks import check_input
 from nfn_opt.weight_space import Axis, Features, TensorSpec, WeightSpace
-from nfn_opt.weight_space.checks import check_features
 
 
 class GaussianFourierFeatures(nn.Module):
@@ -66,7 +66,7 @@ class GaussianFourierFeatures(nn.Module):
 def _ordered(space: WeightSpace) -> set[str]:
     """Names of the axes whose entries may be told apart: all but the hidden neurons."""
     io = {axis.name for spec in (*space.inputs, *space.outputs) for axis in spec.leaves() if axis.permutable}
-    axes = [axis for spec in space.parameters for axis in spec.axes]
+    axes = [axis for spec in space.parameters for axis in spec.leaves()]
     return {axis.name for axis in axes if axis.size > 1 and (axis.name in io or not axis.permutable)}
 
 
@@ -75,10 +75,11 @@ class PositionEncoding(nn.Module):
 
     Ordered axes are inputs, outputs and kernel positions. In a space with ``symmetry="all"`` this breaks the
     permutations of inputs and outputs on purpose, and leaves those of hidden neurons (Sec. 3.2 of
-    arXiv:2302.14040): an NP layer behind it can tell inputs and outputs apart.
+    arXiv:2302.14040): an NP layer behind it can tell inputs and outputs apart. The parts of an axis that is made of
+    several groups have places of their own. The layer has no weights, and serves every weight space.
 
     Args:
-        space: The weight space.
+        space: The weight space that is meant when ``forward`` is not given another.
         bands: Number of frequencies; ``2 * bands + 1`` channels are appended.
         max_frequency: Highest frequency, in half cycles over the range of positions [-1, 1].
 
@@ -94,36 +95,52 @@ class PositionEncoding(nn.Module):
         super().__init__()
         if bands < 1:
             raise ValueError(f"bands is {bands}, expected at least 1; leave the layer out for no encoding")
-        self.space, self.bands = space, bands
-        frequencies = torch.linspace(1.0, max_frequency / 2, bands)
-        ordered = _ordered(space)
-        places = torch.linspace(-1.0, 1.0, len(space.parameters))
-        self.keys = {spec.name: f"encoding_{i}" for i, spec in enumerate(space.parameters)}
-        for place, spec in zip(places, space.parameters, strict=True):
-            encoding = _sinusoids(place, frequencies).expand(*(1 for _ in spec.axes), -1)
-            for position, axis in enumerate(spec.axes):
-                if axis.name in ordered:
-                    encoding = encoding + _along(axis, position, spec, frequencies)
-            self.register_buffer(self.keys[spec.name], encoding, persistent=False)
+        self.space, self.bands, self.max_frequency = space, bands, max_frequency
+        self.keys = {name: f"encoding_{i}" for i, name in enumerate(space.cells.space.names)}
+        for key, encoding in zip(self.keys.values(), _encodings(space, bands, max_frequency), strict=True):
+            self.register_buffer(key, encoding.clone(), persistent=False)
 
     @property
     def extra_channels(self) -> int:
         """Channels that the layer appends."""
         return 2 * self.bands + 1
 
-    def forward(self, features: Mapping[str, Tensor]) -> Features:
-        """Map ``{name: (B, *axes, C)}`` to ``{name: (B, *axes, C + 2 * bands + 1)}``."""
-        check_features(self.space, features)
+    def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Features:
+        """Map ``{name: (B, *axes, C)}`` of ``space`` to ``{name: (B, *axes, C + 2 * bands + 1)}``."""
+        if space is None or space is self.space:
+            space, encodings = self.space, [self.get_buffer(key) for key in self.keys.values()]
+        else:
+            encodings = list(_encodings(space, self.bands, self.max_frequency))
+        check_input(space, features)
+        cells = space.cells.split(features)
         encoded: Features = {}
-        for name, key in self.keys.items():
-            tensor = features[name]
-            encoding = self.get_buffer(key).to(tensor.dtype)
-            encoded[name] = torch.cat([tensor, encoding.expand(*tensor.shape[:-1], -1)], dim=-1)
-        return encoded
+        for name, encoding in zip(space.cells.space.names, encodings, strict=True):
+            tensor = cells[name]
+            own = encoding.to(tensor.device, tensor.dtype).expand(*tensor.shape[:-1], -1)
+            encoded[name] = torch.cat([tensor, own], dim=-1)
+        return space.cells.join(encoded)
 
     def extra_repr(self) -> str:
         """Channels appended."""
         return f"C -> C + {self.extra_channels}"
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is cached must serve training too
+def _encodings(space: WeightSpace, bands: int, max_frequency: float) -> tuple[Tensor, ...]:
+    """For every cell of a space, the encoding of its place and positions, ``(*axes or 1, 2 * bands + 1)``."""
+    frequencies = torch.linspace(1.0, max_frequency / 2, bands, device="cpu")
+    space = space.cells.space
+    ordered = _ordered(space)
+    places = torch.linspace(-1.0, 1.0, len(space.parameters), device="cpu")
+    encodings = []
+    for place, spec in zip(places, space.parameters, strict=True):
+        encoding = _sinusoids(place, frequencies).expand(*(1 for _ in spec.axes), -1)
+        for position, axis in enumerate(spec.axes):
+            if axis.name in ordered:
+                encoding = encoding + _along(axis, position, spec, frequencies)
+        encodings.append(encoding)
+    return tuple(encodings)
 
 
 def _sinusoids(place: Tensor, frequencies: Tensor) -> Tensor:
@@ -134,15 +151,21 @@ def _sinusoids(place: Tensor, frequencies: Tensor) -> Tensor:
 
 def _along(axis: Axis, position: int, spec: TensorSpec, frequencies: Tensor) -> Tensor:
     """Encoding of the positions along one axis, shaped to broadcast over the others."""
-    encoding = _sinusoids(torch.linspace(-1.0, 1.0, axis.size), frequencies)
-    shape = [axis.size if i == position else 1 for i in range(len(spec.axes))]
-    return encoding.reshape(*shape, encoding.shape[-1])
+    return _broadcast(
+        _sinusoids(torch.linspace(-1.0, 1.0, axis.size, device="cpu"), frequencies), position, spec
+    )
+
+
+def _broadcast(table: Tensor, position: int, spec: TensorSpec) -> Tensor:
+    """A table ``(size, C)`` of one axis, shaped to broadcast over the others."""
+    return table.reshape(*(len(table) if i == position else 1 for i in range(len(spec.axes))), -1)
 
 
 class PositionEmbedding(nn.Module):
     """Add a learned vector for each parameter, and one for each position along its ordered axes.
 
-    The learned counterpart of :class:`PositionEncoding` (Sec. 3.3 of arXiv:2305.13546).
+    The learned counterpart of :class:`PositionEncoding` (Sec. 3.3 of arXiv:2305.13546). The parts of an axis that is
+    made of several groups have vectors of their own.
 
     Args:
         space: The weight space.
@@ -155,9 +178,10 @@ class PositionEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        ordered = _ordered(space)
-        sizes = {a.name: a.size for spec in space.parameters for a in spec.axes if a.name in ordered}
-        self.parameter_table = nn.Parameter(torch.randn(len(space.names), channels, generator=generator))
+        cells = space.cells.space
+        ordered = _ordered(cells)
+        sizes = {a.name: a.size for spec in cells.parameters for a in spec.axes if a.name in ordered}
+        self.parameter_table = nn.Parameter(torch.randn(len(cells.names), channels, generator=generator))
         self.keys = {name: f"axis_{i}" for i, name in enumerate(sizes)}
         tables = {
             self.keys[name]: torch.randn(size, channels, generator=generator) for name, size in sizes.items()
@@ -167,13 +191,12 @@ class PositionEmbedding(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map ``{name: (B, *axes, channels)}`` to the same shapes."""
         check_input(self.space, features, self.parameter_table.shape[1], self.parameter_table)
+        cells = self.space.cells.split(features)
         embedded: Features = {}
-        for i, spec in enumerate(self.space.parameters):
-            tensor = features[spec.name] + self.parameter_table[i]
+        for spec, row in zip(self.space.cells.space.parameters, self.parameter_table, strict=True):
+            tensor = cells[spec.name] + row
             for position, axis in enumerate(spec.axes):
                 if axis.name in self.keys:
-                    table = self.axis_tables[self.keys[axis.name]]
-                    shape = [axis.size if j == position else 1 for j in range(len(spec.axes))]
-                    tensor = tensor + table.reshape(*shape, -1)
+                    tensor = tensor + _broadcast(self.axis_tables[self.keys[axis.name]], position, spec)
             embedded[spec.name] = tensor
-        return embedded
+        return self.space.cells.join(embedded)

@@ -1,4 +1,4 @@
-"""Layers that treat every entry of the weight features alike, and the learned scale of each parameter."""
+"""Layers that treat every entry of the weight features alike, and learned scales of whole parameters."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nfn_opt.layers.checks import check_input
+from nfn_opt.layers.kinds import KINDS, kind_of
 from nfn_opt.weight_space import Features, WeightSpace
-from nfn_opt.weight_space.checks import check_features
 
 
 class Pointwise(nn.Module):
@@ -33,18 +34,6 @@ class Pointwise(nn.Module):
         return {name: self.module(tensor) for name, tensor in features.items()}
 
 
-class ChannelNorm(Pointwise):
-    """Layer norm over the channels of every entry, with a learned scale and shift for each channel.
-
-    Args:
-        channels: Number of channels.
-        eps: Added to the variance.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__(nn.LayerNorm(channels, eps=eps))
-
-
 class LearnedScale(nn.Module):
     """Multiply the features of every parameter by a learned number of its own.
 
@@ -65,9 +54,40 @@ class LearnedScale(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map ``{name: (B, *axes, C)}`` to the same shapes."""
-        check_features(self.space, features)
+        check_input(self.space, features)
         return {name: features[name] * self.scale[i] for i, name in enumerate(self.space.names)}
 
     def extra_repr(self) -> str:
         """Number of parameters of the space."""
         return f"{len(self.space.names)} parameters"
+
+
+class SharedScale(nn.Module):
+    """Multiply the features of all vectors by one learned number and those of all matrices by another.
+
+    The counterpart of :class:`LearnedScale` that has the same two weights for every architecture.
+
+    Args:
+        space: The weight space that is meant when ``forward`` is not given another.
+        initial: Value at initialisation.
+
+    Example:
+        >>> space = WeightSpace.independent({"w": torch.zeros(2, 2), "b": torch.zeros(3)})
+        >>> layer = SharedScale(space, 0.5)
+        >>> _ = layer.scale.data.copy_(torch.tensor([3.0, 5.0]))
+        >>> out = layer({"w": torch.ones(1, 2, 2, 1), "b": torch.ones(1, 3, 1)})
+        >>> out["w"].unique().item(), out["b"].unique().item()
+        (5.0, 3.0)
+    """
+
+    def __init__(self, space: WeightSpace, initial: float = 0.01) -> None:
+        super().__init__()
+        self.space = space
+        self.scale = nn.Parameter(torch.full((len(KINDS),), initial))
+
+    def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Features:
+        """Map ``{name: (B, *axes, C)}`` of ``space`` to the same shapes."""
+        space = space or self.space
+        check_input(space, features)
+        scales = dict(zip(KINDS, self.scale, strict=True))
+        return {spec.name: features[spec.name] * scales[kind_of(spec)] for spec in space.parameters}
