@@ -153,7 +153,8 @@ def sensitivities(
         dtype: Type of the features; by default that of the module's parameters.
 
     Returns:
-        ``{"name[position]": error}`` for every axis that shares its group with another axis of the space.
+        ``{"name[position]": error}`` for every axis that shares its group with another axis of the space; of a
+        tensor with a concatenated axis each of its :attr:`WeightSpace.cells` is permuted on its own.
 
     Raises:
         ValueError: If no two axes of the space share a group, so that there is nothing to be sensitive to.
@@ -170,7 +171,8 @@ def sensitivities(
         shift = int(torch.randint(1, size, (), generator=generator))
 
         def act(x: Features, name: str = name, dim: int = 1 + position, shift: int = shift) -> Features:
-            return {n: t.roll(shift, dim) if n == name else t for n, t in x.items()}
+            cells = space.cells.split(x)
+            return space.cells.join({**cells, name: cells[name].roll(shift, dim)})
 
         changes[f"{name}[{position}]"] = _change(function, features, act)
     return changes
@@ -293,9 +295,9 @@ def _floating_tensor(function: FeatureMap) -> Tensor:
 
 
 def _coupled_axes(space: WeightSpace, groups: Collection[str] | None) -> list[tuple[str, int, int]]:
-    """Name, position and size of every axis that shares its group with another axis."""
+    """Cell, position and size of every axis that shares its group with another axis."""
     places: dict[str, list[tuple[str, int, int]]] = {}
-    for spec in space.parameters:
+    for spec in space.cells.space.parameters:
         for position, axis in enumerate(spec.axes):
             if axis.permutable and axis.size > 1 and (groups is None or axis.name in groups):
                 places.setdefault(axis.name, []).append((spec.name, position, axis.size))
