@@ -36,6 +36,9 @@ class Pattern:
         full: Whether every entry of the tensor is kept apart.
         diagonal: Whether one index runs over several axes.
         ordered: Whether it is full and ``(B, *connected, fold * C)`` has the order of ``(B, *axes, C)``.
+        layout: All blocks and fixed axes by their first axis: the tensor's own axes unless ``diagonal``.
+        free_dims: Where ``(B, *layout, C)`` has a free index.
+        count: How many entries are averaged over.
     """
 
     spec: TensorSpec
@@ -47,18 +50,32 @@ class Pattern:
     full: bool = field(init=False, compare=False, repr=False)
     diagonal: bool = field(init=False, compare=False, repr=False)
     ordered: bool = field(init=False, compare=False, repr=False)
+    layout: tuple[Block, ...] = field(init=False, compare=False, repr=False)
+    free_dims: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    count: int = field(init=False, compare=False, repr=False)
+    _order: tuple[int, ...] | None = field(init=False, compare=False, repr=False)
+    _inverse: tuple[int, ...] | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         axes = self.spec.axes
         diagonal = any(len(block) > 1 for block in (*self.connected, *self.free))
         full = not self.free and not diagonal
         order = (*(block[0] for block in self.connected), *self.folded)
+        layout = tuple(sorted((*self.connected, *self.free, *((i,) for i in self.folded))))
+        ranks = [sorted(order).index(i) for i in order]
+        moved = (0, *(1 + r for r in ranks), len(ranks) + 1)
+        inverse = tuple(sorted(range(len(moved)), key=moved.__getitem__))
         derived = {
             "signature": tuple(axes[block[0]].name for block in self.connected),
             "fold": prod(axes[i].size for i in self.folded),
             "full": full,
             "diagonal": diagonal,
             "ordered": full and order == tuple(range(len(axes))),
+            "layout": layout,
+            "free_dims": tuple(1 + i for i, block in enumerate(layout) if block in self.free),
+            "count": prod(axes[block[0]].size for block in self.free),
+            "_order": moved if moved != tuple(range(len(moved))) else None,
+            "_inverse": inverse if inverse != tuple(range(len(inverse))) else None,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -79,54 +96,53 @@ class Pattern:
 
     def read(self, features: Tensor) -> Tensor:
         """Average over the free indices: ``(B, *axes, C)`` to ``(B, *connected, fold * C)``."""
-        if self.diagonal:
-            pooled = self._read_diagonals(features)
-        else:
-            dims = [1 + block[0] for block in self.free]
-            kept = [i for i in range(features.dim()) if i not in dims]
-            pooled = average(features, dims)
-            wanted = [
-                0,
-                *(1 + b[0] for b in self.connected),
-                *(1 + i for i in self.folded),
-                features.dim() - 1,
-            ]
-            order = [kept.index(i) for i in wanted]
-            pooled = pooled if order == sorted(order) else pooled.permute(order)
-        if not self.folded:
-            return pooled
-        return pooled.reshape(*pooled.shape[: 1 + len(self.connected)], self.fold * features.shape[-1])
+        return self.gather(average(self.restrict(features), self.free_dims))
 
-    def _read_diagonals(self, features: Tensor) -> Tensor:
-        """The same where one index runs over several axes."""
-        label = {axis: i for i, block in enumerate((*self.connected, *self.free)) for axis in block}
-        label.update({axis: len(label) + i for i, axis in enumerate(self.folded)})
-        batch, channel = len(self.spec.axes) + 1, len(self.spec.axes) + 2
-        inputs = [batch, *(label[i] for i in range(len(self.spec.axes))), channel]
-        outputs = [batch, *range(len(self.connected)), *(label[i] for i in self.folded), channel]
-        count = prod([self.spec.axes[block[0]].size for block in self.free])
-        return torch.einsum(features, inputs, outputs) / count
+    def restrict(self, features: Tensor) -> Tensor:
+        """The entries at which the axes of every block have equal indices, as a view ``(B, *layout, C)``."""
+        if not self.diagonal:
+            return features
+        done: list[int] = []
+        for block in self.layout:
+            for axis in block[1:]:
+                first, second = (1 + i - sum(gone < i for gone in done) for i in (block[0], axis))
+                features = features.diagonal(0, first, second).movedim(-1, first)
+                done.append(axis)
+        return features
+
+    def gather(self, pooled: Tensor) -> Tensor:
+        """``(B, *layout, C)`` with size 1 where an index is free to ``(B, *connected, fold * C)``."""
+        if self.free_dims:
+            pooled = pooled.squeeze(self.free_dims)
+        if self._order is not None:
+            pooled = pooled.permute(self._order)
+        if self.folded:
+            pooled = pooled.reshape(*pooled.shape[: 1 + len(self.connected)], self.fold * pooled.shape[-1])
+        return pooled
 
     def place(self, mixed: Tensor) -> Tensor:
-        """Arrange ``(B, *connected, fold * C)`` so that it broadcasts against ``(B, *axes, C)``.
-
-        An index over several axes stands at the first of them; the result counts where :meth:`mask` is one.
-        """
-        axes = self.spec.axes
+        """The way back of :meth:`gather`: ``(B, *connected, fold * C)`` to ``(B, *layout, C)``."""
         if self.folded:
-            folded = [axes[i].size for i in self.folded]
-            mixed = mixed.reshape(*mixed.shape[: 1 + len(self.connected)], *folded, -1)
-        positions = [*(block[0] for block in self.connected), *self.folded]
-        order = [0, *(1 + positions.index(i) for i in sorted(positions)), mixed.dim() - 1]
-        mixed = mixed if order == sorted(order) else mixed.permute(order)
-        for i in range(len(axes)):
-            mixed = mixed if i in positions else mixed.unsqueeze(1 + i)
+            folded = [self.spec.axes[i].size for i in self.folded]
+            mixed = mixed.reshape(
+                *mixed.shape[: 1 + len(self.connected)], *folded, mixed.shape[-1] // self.fold
+            )
+        if self._inverse is not None:
+            mixed = mixed.permute(self._inverse)
+        for dim in self.free_dims:
+            mixed = mixed.unsqueeze(dim)
         return mixed
+
+    def widen(self, placed: Tensor) -> Tensor:
+        """``(B, *layout, C)`` as it broadcasts against ``(B, *axes, C)``; counts where :meth:`mask` is one."""
+        for axis in sorted(axis for block in self.layout for axis in block[1:]):
+            placed = placed.unsqueeze(1 + axis)
+        return placed
 
     def mask(self, like: Tensor) -> Tensor:
         """One where the axes of every block have equal indices, else zero: broadcasts against ``(*axes, C)``."""
         mask = like.new_ones(())
-        for block in (*self.connected, *self.free):
+        for block in self.layout:
             for axis in block[1:]:
                 shape = [a.size if i in (block[0], axis) else 1 for i, a in enumerate(self.spec.axes)]
                 size = self.spec.axes[axis].size
@@ -134,11 +150,14 @@ class Pattern:
         return mask
 
 
-def average(tensor: Tensor, dims: list[int]) -> Tensor:
-    """Mean over some dimensions; the gradient of a sum is a view, that of ``mean`` a new large tensor."""
+def average(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Mean over some dimensions, which stay with size 1.
+
+    The gradient of a sum is a view, that of ``mean`` a new large tensor.
+    """
     if not dims:
         return tensor
-    return tensor.sum(dims) * (1.0 / prod([tensor.shape[i] for i in dims]))
+    return tensor.sum(dims, keepdim=True) * (1.0 / prod([tensor.shape[i] for i in dims]))
 
 
 def set_partitions(items: Sequence[int]) -> Iterator[tuple[Block, ...]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
+from itertools import accumulate, permutations
 
 from nfn_opt.layers.patterns import Block, Pattern
 from nfn_opt.weight_space import TensorSpec, WeightSpace
@@ -86,7 +86,32 @@ def _patterns(kind: _Kind, *, rest_connected: bool) -> list[tuple[tuple[str, ...
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Readings over the same indices that are averaged.
+
+    Attributes:
+        members: All readings of one kind and name.
+        group: Number of the members in the plan, for forming their sum once.
+        without: One of the members that is left out, the reading of the tensor that is written.
+    """
+
+    members: tuple[Pattern, ...]
+    group: int
+    without: Pattern | None = None
+
+    @property
+    def readings(self) -> tuple[Pattern, ...]:
+        """The readings."""
+        return tuple(pattern for pattern in self.members if pattern is not self.without)
+
+    @property
+    def count(self) -> int:
+        """Number of readings."""
+        return len(self.members) - (self.without is not None)
+
+
+@dataclass(frozen=True, eq=False)
 class Writing:
     """One pattern written, and what is mixed into it: for each relation, the readings that are averaged.
 
@@ -98,38 +123,61 @@ class Writing:
 
     kind: str
     pattern: Pattern
-    sources: tuple[tuple[int, tuple[Pattern, ...]], ...]
+    sources: tuple[tuple[int, Source], ...]
 
     @property
     def constant(self) -> bool:
         """Whether the same is written to every entry."""
         return not self.pattern.connected and not self.pattern.diagonal
 
+    @property
+    def direct(self) -> bool:
+        """Whether whole tensors are mixed into a whole tensor, which is done one by one and in place."""
+        return self.pattern.full and len(self.pattern.connected) > 1
+
+
+_Class = tuple[str, tuple[str, ...]]
+"""Kind of a tensor and names of the indices that are read."""
+
 
 @lru_cache(maxsize=256)
 def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
     """For every pattern written in a space, the relations that feed it; patterns with more indices first."""
     kinds = [_kind(spec) for spec in space.parameters]
-    readings: dict[tuple[str, ...], list[tuple[_Kind, tuple[str, ...], Pattern]]] = defaultdict(list)
+    patterns = {kind.spec.name: _patterns(kind, rest_connected=False) for kind in kinds}
+    classes: dict[tuple[str, ...], dict[_Class, dict[str, Pattern]]] = defaultdict(lambda: defaultdict(dict))
     for kind in kinds:
-        for letters, pattern in _patterns(kind, rest_connected=False):
-            for order in _reorderings(letters, pattern):
-                readings[order[1].signature].append((kind, *order))
+        for letters, pattern in patterns[kind.spec.name]:
+            for read, reading in _reorderings(letters, pattern):
+                classes[reading.signature][kind.name, read][kind.spec.name] = reading
+    groups = {
+        signature: [
+            (number, name, members, tuple(members.values()))
+            for number, (name, members) in enumerate(same.items())
+        ]
+        for signature, same in classes.items()
+    }
+    first = dict(zip(groups, accumulate((len(same) for same in groups.values()), initial=0), strict=False))
     writings = []
     for kind in kinds:
-        for letters, pattern in _patterns(kind, rest_connected=False):
-            sources: dict[int, list[Pattern]] = defaultdict(list)
-            for source, read, reading in readings[pattern.signature]:
-                if source is kind and kind.rest and len(pattern.connected) == len(kind.main):
-                    continue
-                sources[_relation(source, read, kind, letters)].append(reading)
+        for letters, pattern in patterns[kind.spec.name]:
+            whole = bool(kind.rest) and len(pattern.connected) == len(kind.main)
+            sources: list[tuple[int, Source]] = []
+            for number, (name, read), members, readings in groups[pattern.signature]:
+                group, own = first[pattern.signature] + number, members.get(kind.spec.name)
+                own = own if name == kind.name else None
+                if own is not None and not whole:
+                    itself = _relation(name, read, kind, letters, same=True)
+                    sources.append((itself, Source((own,), -1)))
+                if len(readings) > (own is not None):
+                    other = _relation(name, read, kind, letters, same=False)
+                    sources.append((other, Source(readings, group, own)))
             if sources:
-                writings.append(Writing(kind.name, pattern, tuple((r, tuple(p)) for r, p in sources.items())))
+                writings.append(Writing(kind.name, pattern, tuple(sources)))
         if kind.rest:
             letters, pattern = _patterns(kind, rest_connected=True)[0]
-            writings.append(
-                Writing(kind.name, pattern, ((_relation(kind, letters, kind, letters), (pattern,)),))
-            )
+            itself = _relation(kind.name, letters, kind, letters, same=True)
+            writings.append(Writing(kind.name, pattern, ((itself, Source((pattern,), -1)),)))
     return tuple(sorted(writings, key=lambda writing: -len(writing.pattern.connected)))
 
 
@@ -141,6 +189,15 @@ def _reorderings(letters: tuple[str, ...], pattern: Pattern) -> list[tuple[tuple
     return [(letters, pattern), (letters[::-1], swapped)]
 
 
-def _relation(source: _Kind, read: tuple[str, ...], target: _Kind, written: tuple[str, ...]) -> int:
-    same = "(itself)" if source is target else "(other)"
-    return RELATION_INDEX[f"{source.name}:{'.'.join(read)} -> {target.name}:{'.'.join(written)} {same}"]
+@lru_cache(maxsize=4096)
+def _relation_number(
+    source: str, read: tuple[str, ...], target: str, written: tuple[str, ...], same: bool
+) -> int:
+    which = "(itself)" if same else "(other)"
+    return RELATION_INDEX[f"{source}:{'.'.join(read)} -> {target}:{'.'.join(written)} {which}"]
+
+
+def _relation(
+    source: str, read: tuple[str, ...], target: _Kind, written: tuple[str, ...], *, same: bool
+) -> int:
+    return _relation_number(source, read, target.name, written, same)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nfn_opt.testing import NetworkKind, random_network
-from nfn_opt.weight_space import Symmetry, WeightSpace
+from nfn_opt.weight_space import Axis, Symmetry, TensorSpec, WeightSpace
+from nfn_opt.weight_space.spec import Role
 
 SYMMETRIES: tuple[Symmetry, ...] = ("all", "hidden")
 KINDS: tuple[NetworkKind, ...] = ("mlp", "residual", "conv1d", "conv2d")
@@ -56,3 +58,23 @@ def drawn_space(seed: int, kind: NetworkKind, symmetry: Symmetry) -> WeightSpace
     """The weight space of a random network of a kind."""
     model, inputs = random_network(torch.Generator().manual_seed(seed), kind)
     return WeightSpace.from_module(model, inputs, symmetry=symmetry)
+
+
+def hand_made(tensors: Sequence[Sequence[str]], **sizes: int) -> WeightSpace:
+    """A space of tensors given by the groups of their axes: ``"."`` is a fixed axis of 2, ``"a+b"`` two groups in one.
+
+    The last axis of a tensor with several counts as its input, all others as outputs.
+    """
+    specs = []
+    for i, groups in enumerate(tensors):
+        axes = []
+        for j, group in enumerate(groups):
+            role: Role = "in" if j and j == len(groups) - 1 else "out"
+            if group == ".":
+                axes.append(Axis(f"fixed {i}.{j}", 2, False, "space"))
+            elif "+" in group:
+                axes.append(Axis.concatenated([(Axis(g, sizes[g]),) for g in group.split("+")], role))
+            else:
+                axes.append(Axis(group, sizes[group], role=role))
+        specs.append(TensorSpec(f"t{i}", tuple(axis.size for axis in axes), tuple(axes)))
+    return WeightSpace(tuple(specs))

@@ -17,7 +17,7 @@ from tests.layers.dimension import (
     matrices,
     null_space_dimension,
 )
-from tests.layers.spaces import SYMMETRIES, Residual, cnn, mlp, space_of
+from tests.layers.spaces import SYMMETRIES, Residual, cnn, hand_made, mlp, space_of
 
 MLP = [nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)]
 SMALL: dict[str, Callable[[Symmetry], WeightSpace]] = {
@@ -35,6 +35,26 @@ SMALL: dict[str, Callable[[Symmetry], WeightSpace]] = {
     "convolution 3d": lambda s: space_of(nn.Conv3d(2, 2, (1, 2, 1)), 2, 1, 4, 1, symmetry=s),
     "residual": lambda s: space_of(Residual(1, 4, 1), 1, symmetry=s),
     "residual, no bias": lambda s: space_of(Residual(2, 4, 1, bias=False), 2, symmetry=s),
+    "residual of 3": lambda s: space_of(Residual(1, 3, 1), 1, symmetry=s),
+    "residual of 2": lambda s: space_of(Residual(2, 2, 1), 2, symmetry=s),
+    "square": lambda _: hand_made([("h", "h")], h=4),
+    "square of 3": lambda _: hand_made([("h", "h"), ("h",)], h=3),
+    "square of 2": lambda _: hand_made([("h", "h")], h=2),
+    "square of 1": lambda _: hand_made([("h", "h"), ("h",)], h=1),
+    "two squares of 3": lambda _: hand_made([("h", "h"), ("h", "h")], h=3),
+    "two small groups": lambda _: hand_made([("a", "a"), ("b", "b"), ("a", "b")], a=2, b=2),
+    "recurrent gates": lambda _: hand_made([(".", "h", "h"), (".", "h", "i"), (".", "h")], h=3, i=2),
+    "one group on three axes": lambda _: hand_made([("h", "h", "h")], h=3),
+    "three axes and a vector": lambda _: hand_made([("h", "h", "h"), ("h",)], h=2),
+    "two of three axes": lambda _: hand_made([("h", "a", "h"), ("a",)], h=2, a=3),
+    "four axes": lambda _: hand_made([("h", "a", "h", "a")], h=2, a=2),
+    "four groups": lambda _: hand_made([("a", "b", "c", "d"), ("a", "c")], a=2, b=2, c=2, d=2),
+    "fixed axes between": lambda _: hand_made([("a", ".", "b", "."), (".", "a")], a=2, b=3),
+    "grouped": lambda _: hand_made([("a", "d", "b", "d"), ("b", "d"), ("a", "d")], a=2, b=2, d=2),
+    "concatenated": lambda _: hand_made([("c", "a+b"), ("a",), ("b",), ("c",)], a=2, b=3, c=2),
+    "concatenated twice": lambda _: hand_made([("a+a", "b"), ("a+a",), ("b",)], a=2, b=2),
+    "concatenated, both axes": lambda _: hand_made([("a+b", "b+a")], a=2, b=2),
+    "part of a square": lambda _: hand_made([("a", "a+b"), ("a",)], a=3, b=2),
     "independent tensors": lambda s: WeightSpace.independent({"a": torch.zeros(2, 3), "b": torch.zeros(3)}),
 }
 KNOWN = {
@@ -87,11 +107,16 @@ def test_fewer_constraints_leave_more_maps() -> None:
     assert null_space_dimension(hidden, tensors=2) > null_space_dimension(space, tensors=2)
 
 
-@pytest.mark.parametrize("width", [2, 3])
-def test_small_squares_have_more_weights_than_maps(width: int) -> None:
-    """As the layer's documentation says: fewer entries than blocks of a partition make the maps dependent."""
-    space = space_of(Residual(1, width, 1), 1)
-    layer = PerParameterLinear(space, 1, 1, bias=False).double()
-    maps = matrices(layer).flatten(1)
-    rank = int(torch.linalg.matrix_rank(maps @ maps.T, hermitian=True))
-    assert rank == average_of_fixed_points(space, tensors=2) < len(maps)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_one_group_on_a_tensor_of_any_order(order: int) -> None:
+    """Partitions of the axes of input and output are counted by the Bell numbers 2, 15, 203, 4140."""
+    sizes = {1: (2, 3), 2: (2, 3, 4, 5), 3: (2, 3, 6), 4: (2,)}[order]
+    for size in sizes:
+        space = hand_made([("h",) * order], h=size)
+        layer = PerParameterLinear(space, 1, 1)
+        weights = sum(weight.numel() for weight in layer.weights.values())
+        assert weights == average_of_fixed_points(space, tensors=2)
+        if size >= 2 * order:
+            assert weights == [2, 15, 203][order - 1]
+        assert layer.bias is not None
+        assert layer.bias.numel() == average_of_fixed_points(space, tensors=1)

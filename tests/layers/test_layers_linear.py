@@ -56,7 +56,7 @@ def test_outputs_have_the_size_of_the_inputs(
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 @pytest.mark.parametrize("sharing", SHARINGS)
-def test_half_of_the_variance_is_an_entrys_own(
+def test_most_of_the_variance_is_an_entrys_own(
     sharing: Sharing, symmetry: Symmetry, generator: torch.Generator
 ) -> None:
     space = space_named("wide", symmetry)
@@ -65,7 +65,7 @@ def test_half_of_the_variance_is_an_entrys_own(
     for name in ("0.bias", "2.weight", "2.bias"):
         alone = {n: t if n == name else torch.zeros_like(t) for n, t in features.items()}
         with torch.no_grad():
-            assert 0.35 < layer(alone)[name].square().mean() < 0.65, name
+            assert 0.75 < layer(alone)[name].square().mean() < 1.15, name
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

@@ -57,7 +57,7 @@ def test_reading_and_writing_by_hand(pattern: Pattern, generator: torch.Generato
     features = torch.randn(2, 5, 5, 5, 2, 3, generator=generator, dtype=torch.float64)
     read = pattern.read(features)
     assert read.shape == (2, *[5] * len(pattern.connected), 2 * 3)
-    written = pattern.place(read) * pattern.mask(features)
+    written = pattern.widen(pattern.place(read)) * pattern.mask(features)
     blocks = (*pattern.connected, *pattern.free)
     expected_read, expected_written = torch.zeros_like(read), torch.zeros_like(features)
     free = 5 ** len(pattern.free)
@@ -99,7 +99,7 @@ def test_relations_of_a_network_by_hand() -> None:
     """In 2 -> 4 -> 3 the hidden bias reads, neuron by neuron, itself and the weights that come and go."""
     space = space_of(mlp(2, 4, 3), 2)
     (writing,) = [w for w in plan_by_relation(space) if w.pattern.name == "0.bias" and w.pattern.full]
-    found = {RELATIONS[relation]: [r.name for r in readings] for relation, readings in writing.sources}
+    found = {RELATIONS[relation]: [r.name for r in source.readings] for relation, source in writing.sources}
     assert found == {
         "vector:o -> vector:o (itself)": ["0.bias"],
         "matrix:o -> vector:o (other)": ["0.weight"],

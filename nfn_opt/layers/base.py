@@ -1,0 +1,106 @@
+"""What the equivariant linear layers have in common: checks, compilation, checkpointing, size of initial weights."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from nfn_opt.layers.checks import check_input
+from nfn_opt.weight_space import Features, WeightSpace
+
+OWN_SHARE, OTHER_SHARE = 0.93, 0.12
+
+
+def variance_shares(others: int) -> tuple[float, float]:
+    r"""Shares of an output's variance at initialisation: of its own entry, and of each of the other terms.
+
+    Inputs of unit variance may be independent, and then all means of many entries vanish, or equal along an axis,
+    as after an earlier layer, and then means are as large as the entries. By Jensen's inequality no mean is larger.
+    So if an entry takes :math:`s` of its own variance and :math:`t` of that of all means together, the variance is
+    multiplied by something between :math:`s` and :math:`s + t`. With :math:`s = 0.93`, :math:`t = 0.12` it stays
+    between :math:`0.93^8 = 0.56` and :math:`1.05^8 = 1.48` through 8 layers, whatever the weight space.
+
+    Args:
+        others: How many terms there are besides an entry's own.
+    """
+    return (OWN_SHARE, OTHER_SHARE / others) if others else (1.0, 0.0)
+
+
+def normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
+    """Normal numbers of a standard deviation."""
+    return torch.randn(shape, generator=generator) * std
+
+
+class LinearBase(nn.Module, ABC):
+    """An equivariant linear layer; see the two kinds, :class:`PerParameterLinear` and :class:`RelationLinear`."""
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        in_channels: int,
+        out_channels: int,
+        *,
+        compile: bool,  # noqa: A002  (torch's own word)
+        checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value < 1:
+                raise ValueError(
+                    f"{name} is {value}, expected at least 1; give the number of feature channels"
+                )
+        self.space, self.in_channels, self.out_channels = space, in_channels, out_channels
+        self.compiled, self.checkpoint = compile, checkpoint
+        self._compiled_map: Callable[..., Features] | None = None
+
+    @property
+    @abstractmethod
+    def _weight(self) -> Tensor:
+        """A weight, for its type and device."""
+
+    @abstractmethod
+    def _map(self, features: Mapping[str, Tensor], program: Any) -> Features:
+        """The map itself, for features that have been checked."""
+
+    def _program_of(self, space: WeightSpace | None) -> Any:
+        """What :meth:`_map` needs to know of a space."""
+        return None
+
+    def forward(self, features: Mapping[str, Tensor]) -> Features:
+        """Map weight features with ``in_channels`` to weight features with ``out_channels``."""
+        return self._checked(features, None)
+
+    def _checked(self, features: Mapping[str, Tensor], space: WeightSpace | None) -> Features:
+        check_input(space or self.space, features, self.in_channels, self._weight)
+        features = {name: features[name] for name in (space or self.space).names}
+        program = self._program_of(space)
+        inside = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if self.checkpoint and torch.is_grad_enabled() and not inside:
+            return recompute(self._run, features, program, use_reentrant=False, preserve_rng_state=False)
+        return self._run(features, program)
+
+    def _run(self, features: Features, program: Any) -> Features:
+        if not self.compiled or torch.compiler.is_compiling():
+            return self._map(features, program)
+        if self._compiled_map is None:
+            self._compiled_map = torch.compile(self._map)
+        try:
+            return self._compiled_map(features, program)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            warnings.warn(
+                f"the layer could not be compiled and runs as it is ({str(error).splitlines()[0]}); install a C++ "
+                "compiler, or pass compile=False",
+                stacklevel=4,
+            )
+            self.compiled = False
+            return self._map(features, program)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled code, which belongs to one process and one object."""
+        return {**super().__getstate__(), "_compiled_map": None}
