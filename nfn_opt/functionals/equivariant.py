@@ -8,67 +8,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.layers import (
-    ChannelNorm,
-    GaussianFourierFeatures,
-    LearnedScale,
-    NFLinear,
-    Pointwise,
-    PositionEncoding,
-    Sharing,
-)
+from nfn_opt.functionals.body import BodyConfig, body, check_at_least, check_space, scaled_linear
+from nfn_opt.layers import Chain, LearnedScale, SharedScale
 from nfn_opt.weight_space import Features, WeightSpace
 
 
 @dataclass(frozen=True, kw_only=True)
-class EquivariantConfig:
-    """Shape of an :class:`EquivariantFunctional`.
+class EquivariantConfig(BodyConfig):
+    """Shape of an :class:`EquivariantFunctional`: the options of :class:`BodyConfig`, and these.
 
     Attributes:
-        in_channels: Channels that come in.
         out_channels: Channels that go out.
-        hidden_channels: Channels of every hidden NF-Layer.
-        hidden_layers: Number of hidden NF-Layers.
-        sharing: Weight sharing of the NF-Layers.
-        fourier_frequencies: Random Fourier frequencies of the values; 0 leaves the encoding out.
-        fourier_scale: Standard deviation of these frequencies, in cycles per unit.
-        position_bands: Bands of the position encoding; 0 leaves it out.
-        norm: Whether a channel norm stands before every activation.
         out_scale: Initial size of the learned scale of each parameter's output.
     """
 
-    in_channels: int = 1
     out_channels: int = 1
-    hidden_channels: int = 64
-    hidden_layers: int = 3
-    sharing: Sharing = "per_parameter"
-    fourier_frequencies: int = 64
-    fourier_scale: float = 3.0
-    position_bands: int = 6
-    norm: bool = False
     out_scale: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "hidden_channels", "hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("fourier_frequencies", "position_bands"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 (none) or more")
+        super().__post_init__()
+        check_at_least(self, 1, "out_channels")
 
 
 class EquivariantFunctional(nn.Module):
-    """Encodings, hidden NF-Layers with ReLU, an NF-Layer to the output channels, a learned scale a parameter.
+    """Encodings, hidden NF-Layers with ReLU, an NF-Layer to the output channels, a learned scale.
 
-    The editor network of arXiv:2302.14040 (App. C.2) for any weight space.
+    The editor network of arXiv:2302.14040 (App. C.2) for any weight space. With ``sharing="per_parameter"`` its
+    weights, and the scale of each parameter, belong to one space. With ``sharing="by_relation"`` it has no weights of
+    a particular space, and one scale for vectors and one for matrices: what was trained on some architectures runs
+    on all others, by ``forward(features, space=other)``.
 
     Args:
-        space: The weight space.
+        space: The weight space; the one that is meant when ``forward`` is not given another.
         config: Sizes and options.
         generator: Source of the initial weights.
 
     Shapes:
         in: ``{name: (B, *axes, in_channels)}``; out: ``{name: (B, *axes, out_channels)}``.
+
+    Example:
+        >>> small, large = (
+        ...     WeightSpace.from_module(nn.Sequential(nn.Linear(2, n), nn.ReLU(), nn.Linear(n, 1)), torch.zeros(1, 2))
+        ...     for n in (4, 9)
+        ... )
+        >>> network = EquivariantFunctional(small, EquivariantConfig(hidden_channels=8, sharing="by_relation"))
+        >>> features = {spec.name: torch.zeros(1, *spec.view_shape, 1) for spec in large.parameters}
+        >>> network(features, space=large)["0.weight"].shape
+        torch.Size([1, 9, 2, 1])
     """
 
     def __init__(
@@ -76,30 +62,22 @@ class EquivariantFunctional(nn.Module):
     ) -> None:
         super().__init__()
         self.space, self.config = space, config
-        layers: list[nn.Module] = []
-        channels = config.in_channels
-        if config.fourier_frequencies:
-            fourier = GaussianFourierFeatures(
-                channels, config.fourier_frequencies, config.fourier_scale, generator=generator
-            )
-            layers.append(fourier)
-            channels = fourier.out_channels
-        if config.position_bands:
-            layers.append(PositionEncoding(space, config.position_bands))
-            channels += 2 * config.position_bands + 1
-        for _ in range(config.hidden_layers):
-            layers.append(
-                NFLinear(space, channels, config.hidden_channels, sharing=config.sharing, generator=generator)
-            )
-            channels = config.hidden_channels
-            layers += [ChannelNorm(channels)] if config.norm else []
-            layers.append(Pointwise(nn.ReLU()))
-        layers.append(
-            NFLinear(space, channels, config.out_channels, sharing=config.sharing, generator=generator)
-        )
-        layers.append(LearnedScale(space, config.out_scale))
-        self.layers = nn.Sequential(*layers)
+        layers, channels = body(space, config, generator)
+        last = scaled_linear(space, channels, config.out_channels, config, generator)
+        scale = SharedScale if config.sharing == "by_relation" else LearnedScale
+        self.layers = Chain(*layers, last, scale(space, config.out_scale))
 
-    def forward(self, features: Mapping[str, Tensor]) -> Features:
-        """Map ``{name: (B, *axes, in_channels)}`` to ``{name: (B, *axes, out_channels)}``."""
-        return self.layers(features)
+    def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Features:
+        """Map ``{name: (B, *axes, in_channels)}`` to ``{name: (B, *axes, out_channels)}``.
+
+        Args:
+            features: Weight features of ``space``.
+            space: Their weight space, by default the functional's own.
+
+        Raises:
+            ValueError: If the features do not fit, or the functional cannot run on that space.
+        """
+        if space is not None:
+            check_space(self.space, space, self.config.sharing)
+        shared = self.config.sharing == "by_relation"
+        return self.layers(features, space if shared else None)
