@@ -1,4 +1,27 @@
-"""Weight spaces written by hand: the axis names of every parameter."""
+"""Weight spaces written by hand: the axis names of every parameter.
+
+A model that computes outside of torch, or whose path depends on its data, cannot be traced. Its symmetry is described,
+and the description is verified on the model itself:
+
+    >>> import torch
+    >>> from nfn_opt.weight_space import WeightSpace
+    >>> class Rescaled(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.first, self.last = nn.Linear(3, 5), nn.Linear(5, 2)
+    ...
+    ...     def forward(self, x):
+    ...         x = self.first(x).tanh()
+    ...         return self.last(x / max(x.abs().max().item(), 1.0))  # .item() ends the trace
+    >>> model, x = Rescaled(), torch.randn(4, 3)
+    >>> WeightSpace.from_module(model, x)  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    ValueError: ...
+    >>> axes = {"first.weight": ("h", None), "first.bias": ("h",), "last.weight": (None, "h"), "last.bias": (None,)}
+    >>> space = WeightSpace.from_axes(axes, model)
+    >>> space.groups, bool(space.verify(model, x) < 1e-10)
+    ({'h': 5}, True)
+"""
 
 from __future__ import annotations
 

@@ -137,8 +137,8 @@ class WeightSpace:
     ) -> WeightSpace:
         """A weight space written by hand: for every parameter, what each of its axes runs over.
 
-        For models that cannot be traced, in the spirit of the permutation specification of arXiv:2402.05232. An axis
-        is described by
+        For models that cannot be traced (see :mod:`nfn_opt.weight_space.described` for one), in the spirit of the
+        permutation specification of arXiv:2402.05232. Check it by :meth:`verify`. An axis is described by
 
         - a name: the group that permutes it; axes with the same name are permuted together;
         - ``None``, a number (its size), or a name that starts with ``_``: the axis is fixed;

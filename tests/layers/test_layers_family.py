@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -28,10 +28,10 @@ from nfn_opt.layers import (
     SharedScale,
 )
 from nfn_opt.layers.checks import check_input
-from nfn_opt.testing import assert_equivariant, random_features
+from nfn_opt.testing import NetworkKind, assert_equivariant, random_features
 from nfn_opt.weight_space import Features, Permutation, WeightSpace
 from tests.layers.nfn_weights import to_nfn, to_ours
-from tests.layers.spaces import SYMMETRIES, Residual, cnn, mlp, space_of
+from tests.layers.spaces import SYMMETRIES, Residual, cnn, drawn_space, mlp, space_of
 
 C = 4
 CONCATENATED = WeightSpace.from_axes(
@@ -275,17 +275,20 @@ def test_residual_block_by_hand(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("sharing", ["per_parameter", "by_relation"])
-@pytest.mark.parametrize("space", [name for name in SPACES if name != "concatenated"])
-def test_variance_through_eight_residual_blocks(space: str, sharing: Any, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("kind", get_args(NetworkKind))
+def test_variance_through_eight_residual_blocks(
+    kind: NetworkKind, sharing: Any, generator: torch.Generator
+) -> None:
+    space = drawn_space(0, kind, "hidden")
     blocks = [
         ResidualBlock(
             ChannelNorm(16),
-            NFLinear(SPACES[space], 16, 16, sharing=sharing, generator=generator),
+            NFLinear(space, 16, 16, sharing=sharing, generator=generator),
             Pointwise(nn.ReLU()),
         )
         for _ in range(8)
     ]
-    features = random_features(SPACES[space], 16, 8, generator=generator, dtype=torch.float32)
+    features = random_features(space, 16, 8, generator=generator, dtype=torch.float32)
     with torch.no_grad():
         out = Chain(*blocks)(features)
     for name, tensor in out.items():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import replace
+from math import prod
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.weight_space import WeightSpace
+from nfn_opt.testing import NetworkKind, random_network
+from nfn_opt.weight_space import TensorSpec, WeightSpace
+from nfn_opt.weight_space.axis_notation import AxisDescription
 from tests.weight_space.models import draw, randomised, views
 
 MLP_SHAPES = {"0.weight": (5, 3), "0.bias": (5,), "2.weight": (2, 5), "2.bias": (2,)}
@@ -133,6 +137,36 @@ def test_what_tracing_refuses_can_be_described() -> None:
         "last.bias (2)",
     ]
     assert space.verify(model, draw(4, 3)) < 1e-10
+
+
+def written(spec: TensorSpec) -> tuple[AxisDescription, ...]:
+    """The description of a tensor: its axes as viewed, gathered to those that are stored."""
+    axes = iter(spec.axes)
+    description: list[AxisDescription] = []
+    for size in spec.shape:
+        taken = [next(axes)]
+        while prod(axis.size for axis in taken) < size:
+            taken.append(next(axes))
+        parts = taken[0].parts or (tuple(taken),)
+        described = [tuple(a.name if a.permutable else a.size for a in part) for part in parts]
+        description.append([*described])
+    return tuple(description)
+
+
+@pytest.mark.parametrize("kind", get_args(NetworkKind))
+@pytest.mark.parametrize("seed", range(4))
+def test_descriptions_of_traced_spaces(kind: NetworkKind, seed: int) -> None:
+    """Every space that tracing finds can be written down."""
+    traced = WeightSpace.from_module(*random_network(torch.Generator().manual_seed(seed), kind))
+    axes = {spec.name: written(spec) for spec in traced.parameters}
+    shapes = {spec.name: spec.shape for spec in traced.parameters}
+    roles: dict[str, Any] = {
+        s.name: [a.role for a in s.axes] for s in traced.parameters if len(s.axes) == len(s.shape)
+    }
+    space = WeightSpace.from_axes(axes, shapes, sizes=traced.groups, roles=roles)
+    comparison = replace(traced, buffers=()).compare(space)
+    assert comparison.verdict == "equal" or all("role" in reason for reason in comparison.reasons), comparison
+    assert space.groups == traced.groups
 
 
 def test_a_wrong_description_does_not_verify() -> None:
