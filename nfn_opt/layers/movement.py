@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.layers.patterns import Pattern
-from nfn_opt.layers.pool import Pool, add_spread, pool, spread, spread_anew
+from nfn_opt.layers.pool import Pool, add_spread, empty, pool, spread, spread_anew
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _write(target: Target, given: Sequence[Tensor]) -> Tensor:
         if out is not None and pattern.ordered:
             out.view(-1, weight.shape[1]).addmm_(rows, weight)
             continue
-        product = pattern.place((rows @ weight).view(*source.shape[:-1], -1))
+        product = pattern.place(_product(rows, weight).view(*source.shape[:-1], -1))
         if out is None:
             out = product.contiguous()
         else:
@@ -235,6 +235,13 @@ def _factor_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of both factors of a product, from ``(B, *connected, columns)``."""
     rows = gradient.reshape(-1, weight.shape[1])
-    left = (rows @ weight.t()).view(source.shape) if to_source else None
+    left = _product(rows, weight.t()).view(source.shape) if to_source else None
     right = source.reshape(-1, weight.shape[0]).t() @ rows if to_weight else None
     return left, right
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product, in new memory unless it is to be differentiated."""
+    if torch.is_grad_enabled():
+        return left @ right
+    return torch.mm(left, right, out=empty((left.shape[0], right.shape[1]), left))

@@ -151,12 +151,12 @@ class Pattern:
 
 
 def average(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Mean over some dimensions, which stay with size 1.
-
-    The gradient of a sum is a view, that of ``mean`` a new large tensor.
-    """
+    """Mean over some dimensions, which stay with size 1."""
     if not dims:
         return tensor
+    if not (tensor.requires_grad and torch.is_grad_enabled()):
+        return tensor.mean(dims, keepdim=True)
+    # The gradient of a sum is a view, that of ``mean`` a new large tensor.
     return tensor.sum(dims, keepdim=True) * (1.0 / prod([tensor.shape[i] for i in dims]))
 
 
