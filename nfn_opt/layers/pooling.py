@@ -141,7 +141,7 @@ def _entries(spec: TensorSpec, tensor: Tensor) -> Tensor:
     """Features ``(B, *axes, C)`` as ``(B, fixed axes, permutable axes, C)``."""
     fixed = [1 + i for i, axis in enumerate(spec.axes) if not axis.permutable]
     moved = tensor.movedim(fixed, list(range(1, 1 + len(fixed))))
-    count = prod(tensor.shape[i] for i in fixed)
+    count = prod([tensor.shape[i] for i in fixed])
     return moved.reshape(tensor.shape[0], count, -1, tensor.shape[-1])
 
 

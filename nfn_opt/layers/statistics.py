@@ -62,7 +62,7 @@ class StatisticsFeatures(nn.Module):
             return statistics(tensor.flatten(1, -2)).flatten(1)
         kept = [1 + i for i, axis in enumerate(spec.axes) if not axis.permutable]
         moved = tensor.movedim(kept, list(range(1, 1 + len(kept))))
-        count = prod(tensor.shape[i] for i in kept)
+        count = prod([tensor.shape[i] for i in kept])
         return statistics(moved.reshape(tensor.shape[0], count, -1, tensor.shape[-1])).flatten(1)
 
     def extra_repr(self) -> str:

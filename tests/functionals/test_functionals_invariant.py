@@ -66,6 +66,15 @@ def test_size_of_the_head(symmetry: Any, generator: torch.Generator) -> None:
     assert functional(space, generator, sharing="by_relation").head[0].in_features == 6 * 2
 
 
+@pytest.mark.parametrize("options", ["attention", "by relation", "residual"])
+def test_compiles_in_one_graph(options: str, generator: torch.Generator) -> None:
+    network = functional(mlp(), generator, **OPTIONS[options])
+    features = random_features(mlp(), 1, generator=generator, dtype=torch.float32)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(features), network(features))
+
+
 def test_dropout_of_the_head(generator: torch.Generator) -> None:
     network = functional(mlp(), generator, head_dropout=0.5)
     features = random_features(mlp(), 1, generator=generator, dtype=torch.float32)
