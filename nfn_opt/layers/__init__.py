@@ -1,5 +1,6 @@
 """NF-Layers: maps between weight features that are equivariant to permuting hidden neurons."""
 
+from nfn_opt.layers.attention import AttentionSharing, NFAttention
 from nfn_opt.layers.chain import Chain, ResidualBlock
 from nfn_opt.layers.dropout import ChannelDropout, NeuronDropout
 from nfn_opt.layers.encodings import GaussianFourierFeatures, PositionEmbedding, PositionEncoding
@@ -8,6 +9,7 @@ from nfn_opt.layers.normalization import ChannelNorm, ParameterNorm
 from nfn_opt.layers.pointwise import LearnedScale, Pointwise, SharedScale
 from nfn_opt.layers.pooling import AttentionPool, InvariantPool, SharedPool
 from nfn_opt.layers.statistics import StatisticsFeatures
+from nfn_opt.layers.transformer import NFTransformerBlock
 
 __all__ = [
     # linear
@@ -15,6 +17,10 @@ __all__ = [
     "PerParameterLinear",
     "RelationLinear",
     "Sharing",
+    # attention
+    "AttentionSharing",
+    "NFAttention",
+    "NFTransformerBlock",
     # entry by entry
     "LearnedScale",
     "Pointwise",

@@ -1,0 +1,178 @@
+"""The plan of attention along neuron axes: how every tensor is laid out, and which axes share tokens."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from torch import Tensor
+
+from nfn_opt.weight_space import Axis, TensorSpec, WeightSpace
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How attention sees one tensor.
+
+    Attributes:
+        spec: The tensor; none of its axes is concatenated.
+        kept: Positions of the axes that run over entries.
+        attended: Indices among the kept axes of those along which there is attention.
+        folded: Positions of the axes that count as channels.
+    """
+
+    spec: TensorSpec
+    kept: tuple[int, ...]
+    attended: tuple[int, ...]
+    folded: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the kept axes."""
+        return tuple(self.spec.axes[i].size for i in self.kept)
+
+    @property
+    def fold(self) -> int:
+        """How many channels the folded axes make of one."""
+        return prod(self.spec.axes[i].size for i in self.folded)
+
+    @property
+    def entries(self) -> int:
+        """Number of entries, folded ones counted once."""
+        return prod(self.sizes)
+
+    @property
+    def positions(self) -> int:
+        """Number of means of the tensor over the attended axes."""
+        return prod(size for i, size in enumerate(self.sizes) if i not in self.attended)
+
+    def mean(self, arranged: Tensor) -> Tensor:
+        """Mean over the attended axes: ``(B, entries, X)`` to ``(B, positions, X)``."""
+        if len(self.attended) == len(self.kept):
+            return arranged.sum(1, keepdim=True) * (1.0 / self.entries)
+        if not self.attended:
+            return arranged
+        shape = (arranged.shape[0], *self.sizes, arranged.shape[-1])
+        count = self.entries // self.positions
+        pooled = arranged.reshape(shape).sum([1 + i for i in self.attended]) * (1.0 / count)
+        return pooled.reshape(arranged.shape[0], self.positions, -1)
+
+    def broadcast(self, means: Tensor) -> Tensor:
+        """``(B, positions, X)`` so that it broadcasts against ``(B, entries, X)``."""
+        if self.positions in (1, self.entries):
+            return means
+        sizes = [1 if i in self.attended else size for i, size in enumerate(self.sizes)]
+        means = means.reshape(means.shape[0], *sizes, means.shape[-1])
+        return means.expand(-1, *self.sizes, -1).reshape(means.shape[0], self.entries, -1)
+
+    def arrange(self, features: Tensor) -> Tensor:
+        """``(B, *axes, C)`` to ``(B, entries, fold * C)``; a view where the folded axes come last."""
+        order = (*self.kept, *self.folded)
+        if order != tuple(range(len(order))):
+            features = features.permute(0, *(1 + i for i in order), features.dim() - 1)
+        return features.reshape(features.shape[0], self.entries, self.fold * features.shape[-1])
+
+    def restore(self, arranged: Tensor) -> Tensor:
+        """``(B, entries, fold * C)`` to ``(B, *axes, C)``."""
+        order = (*self.kept, *self.folded)
+        sizes = [self.spec.axes[i].size for i in order]
+        features = arranged.reshape(arranged.shape[0], *sizes, arranged.shape[-1] // self.fold)
+        if order != tuple(range(len(order))):
+            back = [1 + order.index(i) for i in range(len(order))]
+            features = features.permute(0, *back, features.dim() - 1).contiguous()
+        return features
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor whose neurons are those of a group: every other index is a token.
+
+    Attributes:
+        index: Index of the tensor's layout.
+        axis: Index of the axis among the kept ones.
+        tokens: Number of tokens.
+    """
+
+    index: int
+    axis: int
+    tokens: int
+
+    @property
+    def leading(self) -> bool:
+        """Whether neurons come first, next to the channels, and so the result may be written transposed."""
+        return self.axis == 0 and self.tokens > 1
+
+
+@dataclass(frozen=True)
+class AxisGroup:
+    """The tokens over one group of neurons.
+
+    Attributes:
+        name: The group.
+        size: Number of neurons.
+        members: The axes that run over them, those with ``leading`` neurons first.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """What attends to what.
+
+    Attributes:
+        layouts: One for each tensor.
+        groups: One attention each.
+    """
+
+    layouts: tuple[Layout, ...]
+    groups: tuple[AxisGroup, ...]
+
+    def terms(self, index: int) -> int:
+        """Number of attentions whose results are added in one tensor, the global one included."""
+        return 1 + len(self.layouts[index].attended)
+
+
+@lru_cache(maxsize=256)
+def plan_attention(space: WeightSpace, fold: bool) -> AttentionPlan:
+    """Lay out the tensors of a space without concatenated axes.
+
+    Args:
+        space: The space, ``space.cells.space`` of another.
+        fold: Whether fixed axes count as channels; else they run over entries, as neurons do.
+    """
+    layouts: list[Layout] = []
+    members: dict[tuple[str, int], list[Member]] = defaultdict(list)
+    for index, spec in enumerate(space.parameters):
+        names = [_group(spec, axis, space) for axis in spec.axes]
+        folded = tuple(i for i, name in enumerate(names) if fold and name is None)
+        kept = tuple(i for i in range(len(names)) if i not in folded)
+        attended = tuple(i for i, axis in enumerate(kept) if names[axis] is not None)
+        layout = Layout(spec, kept, attended, folded)
+        layouts.append(layout)
+        for axis in attended:
+            name, size = names[kept[axis]], layout.sizes[axis]
+            assert name is not None
+            members[name, size].append(Member(index, axis, layout.entries // size))
+    groups = tuple(
+        AxisGroup(name, size, tuple(sorted(found, key=lambda member: not member.leading)))
+        for (name, size), found in members.items()
+    )
+    return AttentionPlan(tuple(layouts), groups)
+
+
+def _group(spec: TensorSpec, axis: Axis, space: WeightSpace) -> str | None:
+    """Name of the group whose neurons run along an axis.
+
+    An axis of one neuron is never permuted, and tracing does not say whose it is. In NP, where every input and
+    output neuron counts, it is taken for that of the module.
+    """
+    if axis.permutable:
+        return axis.name
+    if space.symmetry == "all" and axis.size == 1 and axis.role != "space":
+        return f"{spec.name.rpartition('.')[0]}:{axis.role}"
+    return None
