@@ -149,7 +149,7 @@ def _program(whole_space: WeightSpace, channels: int) -> _Program:
                 continue
             if source.count > 1:
                 summed.add(source.group)
-            kept = whole if writing.direct and len(source.members) == 1 else small
+            kept = whole if writing.direct and source.whole else small
             kept.update(dict.fromkeys(source.members))
     targets = tuple(
         Target((*spec.view_shape, channels), pool_of(tuple(terms[spec.name])), tuple(products[spec.name]))
@@ -167,7 +167,7 @@ class _Reader:
 
     def whole(self, source: Source) -> Tensor:
         """The features of a source, averaged if they are of several parameters."""
-        if len(source.members) == 1:
+        if source.whole:
             (pattern,) = source.members
             return pattern.gather(self._found[self._readings.place_whole(pattern)])
         return self.average(source)

@@ -8,7 +8,7 @@ the code (function transforms, compilers, second derivatives) the same sums are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,10 @@ from torch import Tensor
 
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.layers.pool import Pool, add_spread, empty, pool, spread, spread_anew
+
+
+CHUNK = 1 << 23
+"""Most entries of a temporary copy: 32 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -183,18 +187,40 @@ def _write(target: Target, given: Sequence[Tensor]) -> Tensor:
     out = spread(plain, shape) if plain else None
     for i, pattern in enumerate(target.products):
         source, weight = given[len(terms) + 2 * i : len(terms) + 2 * i + 2]
-        rows = source.reshape(-1, weight.shape[0])
-        if out is not None and pattern.ordered:
-            out.view(-1, weight.shape[1]).addmm_(rows, weight)
+        if out is None and pattern.ordered:
+            out = _product(source.reshape(-1, weight.shape[0]), weight).view(shape)
             continue
-        product = pattern.place(_product(rows, weight).view(*source.shape[:-1], -1))
-        if out is None:
-            out = product.contiguous()
-        else:
-            out += product
+        out = empty(shape, source).zero_() if out is None else out
+        _add_product(out, pattern, source, weight)
     out = given[0].new_zeros(shape) if out is None else out
     on_diagonals = [term for term in terms if term[0].diagonal]
     return add_spread(out, on_diagonals) if on_diagonals else out
+
+
+def _add_product(out: Tensor, pattern: Pattern, source: Tensor, weight: Tensor) -> None:
+    """Add ``source @ weight`` to ``(B, *axes, C)``; what has to be copied for it is copied in chunks."""
+    rows, columns = weight.shape
+    if pattern.ordered and source.is_contiguous():
+        out.view(-1, columns).addmm_(source.reshape(-1, rows), weight)
+        return
+    view = pattern.arrange(out)
+    for index in _chunks(source.shape, max(rows, columns)):
+        part, into = source[index], view[index]
+        if pattern.ordered:
+            into.view(-1, columns).addmm_(part.reshape(-1, rows), weight)
+        else:
+            into += (part.reshape(-1, rows) @ weight).view(into.shape)
+
+
+def _chunks(shape: torch.Size, channels: int) -> Iterator[tuple[slice | int, ...]]:
+    """Parts of ``(B, *connected, channels)``: all, or slices of the first index of one network."""
+    if shape[:-1].numel() * channels <= CHUNK or len(shape) < 3:
+        yield (slice(None),)
+        return
+    step = max(1, CHUNK // (shape[2:-1].numel() * channels))
+    for network in range(shape[0]):
+        for start in range(0, shape[1], step):
+            yield network, slice(start, start + step)
 
 
 class _Scatter(torch.autograd.Function):

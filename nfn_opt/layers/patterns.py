@@ -114,11 +114,14 @@ class Pattern:
         """``(B, *layout, C)`` with size 1 where an index is free to ``(B, *connected, fold * C)``."""
         if self.free_dims:
             pooled = pooled.squeeze(self.free_dims)
-        if self._order is not None:
-            pooled = pooled.permute(self._order)
+        pooled = self.arrange(pooled)
         if self.folded:
             pooled = pooled.reshape(*pooled.shape[: 1 + len(self.connected)], self.fold * pooled.shape[-1])
         return pooled
+
+    def arrange(self, features: Tensor) -> Tensor:
+        """``(B, *layout, C)`` without free indices as a view ``(B, *connected, *folded, C)``."""
+        return features if self._order is None else features.permute(self._order)
 
     def place(self, mixed: Tensor) -> Tensor:
         """The way back of :meth:`gather`: ``(B, *connected, fold * C)`` to ``(B, *layout, C)``."""

@@ -106,6 +106,11 @@ class Source:
         return tuple(pattern for pattern in self.members if pattern is not self.without)
 
     @property
+    def whole(self) -> bool:
+        """Whether it is one tensor as it is."""
+        return len(self.members) == 1 and self.members[0].full
+
+    @property
     def count(self) -> int:
         """Number of readings."""
         return len(self.members) - (self.without is not None)
