@@ -66,7 +66,8 @@ def _refuse(space: WeightSpace, features: Mapping[str, Tensor], channels: int | 
     try:
         check_features(space, features, channels)
     except ValueError as error:
-        raise ValueError(f"{error}{_axis(space, features)}{_advice(space, features, channels)}") from None
+        tensors = {name: tensor for name, tensor in features.items() if isinstance(tensor, Tensor)}
+        raise ValueError(f"{error}{_axis(space, tensors)}{_advice(space, tensors, channels)}") from None
 
 
 def _axis(space: WeightSpace, features: Mapping[str, Tensor]) -> str:

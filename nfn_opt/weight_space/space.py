@@ -142,8 +142,8 @@ class WeightSpace:
 
         - a name: the group that permutes it; axes with the same name are permuted together;
         - ``None``, a number (its size), or a name that starts with ``_``: the axis is fixed;
-        - a tuple: the product of these, major first, such as ``("heads", "head_dim")`` or ``("h1", 49)`` for the
-          channels of a picture of 49 pixels, flattened;
+        - a tuple: the product of these, major first, such as ``("heads", "head_dim")``, ``("h1", 49)`` for the
+          channels of a picture of 49 pixels, flattened, or ``(4, "h1")`` for the gates of an LSTM;
         - a list: these one behind the other, such as ``["h1", "h2"]`` behind a concatenating skip.
 
         Args:

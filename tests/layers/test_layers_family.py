@@ -171,20 +171,21 @@ def test_neuron_dropout_keeps_means(generator: torch.Generator) -> None:
 
 
 def test_neuron_dropout_is_equivariant_given_the_choices(generator: torch.Generator) -> None:
-    """With the choices of one group permuted along, the outputs are permuted."""
-    space = space_of(mlp(3, 6, bias=True).append(nn.Linear(6, 2)), 3)
-    layer = NeuronDropout(space, 0.5, generator=generator)
-    chosen = layer(ones(space))["0.bias"].flatten() / 2
-    permutation = Permutation({"h1": torch.randperm(6, generator=generator)})
+    """The layer multiplies by what is chosen for each neuron, so permuted choices give permuted outputs."""
+    space = space_of(nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2)), 3)
     features = random_features(space, 2, 1, generator=generator, dtype=torch.float32)
+    first, second = (NeuronDropout(space, 0.5, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    chosen = first(ones(space))["0.bias"].flatten()
+    assert sorted(set(chosen.tolist())) == [0.0, 2.0]
 
     def drop(x: Features, kept: Tensor) -> Features:
         masks = {"0.weight": kept[:, None, None], "0.bias": kept[:, None], "1.weight": kept[None, :, None]}
-        return {name: t * 2 * masks[name] if name in masks else t for name, t in x.items()}
+        return {name: t * masks[name] if name in masks else t for name, t in x.items()}
 
+    assert equal(second(features), drop(features, chosen))
+    permutation = Permutation({"h1": torch.randperm(6, generator=generator)})
     before = drop(space.permute_features(features, permutation), chosen[permutation.indices["h1"]])
-    after = space.permute_features(drop(features, chosen), permutation)
-    assert equal(before, after)
+    assert equal(before, space.permute_features(drop(features, chosen), permutation))
 
 
 def test_channels_are_dropped_whole(generator: torch.Generator) -> None:
@@ -332,6 +333,7 @@ BY_RELATION = "a layer with sharing='by_relation' takes them as forward(features
     ({**SQUARE, "0.bias": SQUARE["0.bias"][:1]}, 2, "features of 0.bias have shape (1, 7, 2)", False),
     (SQUARE, 1, "expected (batch, *axes, channels) = (2, 7, 3, 1)", False),
     ({}, 2, "missing 0.weight", False),
+    ({"0.weight": None}, 2, "missing 0.bias", False),
 ])  # fmt: skip
 def test_advice(features: Features, channels: int, message: str, helps: bool) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
