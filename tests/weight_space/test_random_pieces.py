@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,7 +67,7 @@ def halves_joined(p: RandomProgram, h: Tensor, d: int) -> Tensor:
     if h.shape[d] % 2:
         return h
     a, b = h.chunk(2, d)
-    return p.choices.choice([lambda: a * b, lambda: F.glu(h, d), lambda: torch.cat([a - b, a + b], d)])()
+    return p.choices.choice([a * b, F.glu(h, d), torch.cat([a - b, a + b], d)])
 
 
 def every_second(p: RandomProgram, h: Tensor, d: int) -> Tensor:
@@ -86,9 +88,7 @@ def written_into_zeros(p: RandomProgram, h: Tensor, d: int) -> Tensor:
     buffer.narrow(d, p.choices.choice([0, shape[d] - h.shape[d]]), h.shape[d]).copy_(h)
     if p.choices.random() < 0.3:
         buffer.select(d, p.choices.randrange(shape[d])).add_(1.0)
-    return p.choices.choice(
-        [lambda: buffer, lambda: view * 2.0, lambda: before * 2, lambda: buffer + buffer.flip(d)]
-    )()
+    return p.choices.choice([buffer, view * 2.0, before * 2, buffer + buffer.flip(d)])
 
 
 def padded(p: RandomProgram, h: Tensor, d: int) -> Tensor:
@@ -143,6 +143,7 @@ def distances(p: RandomProgram, h: Tensor, d: int) -> Tensor:
 def recurrent(p: RandomProgram, h: Tensor, d: int) -> Tensor:
     h = h.flatten(0, -3) if h.dim() > 2 else h[None]
     size = p.choices.choice([2, 3])
+    kind: Any
     kind, gates = p.choices.choice([(torch.gru, 3), (torch.lstm, 4), (torch.rnn_tanh, 1)])
     weights = [p.weight(gates * size, h.shape[-1]), p.weight(gates * size, size)]
     start = h.new_zeros(1, h.shape[0], size)
