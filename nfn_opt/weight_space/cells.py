@@ -100,7 +100,9 @@ def _cut(axes: tuple[Axis, ...], tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
         return
     parts = axes[position].parts
-    pieces = tensor.split([prod(axis.size for axis in part) for part in parts], dim=1 + position)
+    pieces = tensor.split(
+        [prod([axis.size for axis in part]) for part in parts], dim=1 + position
+    )  # lists: compilable
     for part, piece in zip(parts, pieces, strict=True):
         shape = (*tensor.shape[: 1 + position], *(a.size for a in part), *tensor.shape[2 + position :])
         yield from _cut((*axes[:position], *part, *axes[position + 1 :]), piece.reshape(shape))
@@ -114,7 +116,7 @@ def _join(axes: tuple[Axis, ...], cells: Iterator[Tensor]) -> Tensor:
     pieces = []
     for part in axes[position].parts:
         piece = _join((*axes[:position], *part, *axes[position + 1 :]), cells)
-        size = prod(axis.size for axis in part)
+        size = prod([axis.size for axis in part])
         rest = piece.shape[1 + position + len(part) :]
         pieces.append(piece.reshape(*piece.shape[: 1 + position], size, *rest))
     return torch.cat(pieces, dim=1 + position)
