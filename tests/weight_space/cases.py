@@ -11,7 +11,7 @@ from torch import nn
 
 from nfn_opt.weight_space import Symmetry, WeightSpace
 from nfn_opt.weight_space.spec import Axis
-from tests.weight_space.models import check, views
+from tests.weight_space.models import check, randomised, views
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,24 @@ def check_case(case: Case, symmetry: Symmetry) -> WeightSpace:
     if symmetry == "hidden":
         assert [view for view in case.axes.split("; ") if view not in views(space)] == []
     return space
+
+
+def check_torn(case: Case) -> None:
+    """Each matrix of a case's model is needed in each of its groups: without it there, the space does not hold."""
+    model, space = randomised(case.model()), check_case(case, "all")
+    wrong = dict(torn(space))
+    assert wrong
+    assert [what for what, other in wrong.items() if holds(other, model, case.inputs)] == []
+
+
+def holds(space: WeightSpace, model: nn.Module, inputs: Any) -> bool:
+    """Whether a space is one of a model."""
+    try:
+        space.verify(model, inputs, trials=1)
+    except ValueError as error:
+        assert "does not belong" in str(error)  # noqa: PT017
+        return False
+    return True
 
 
 def torn(space: WeightSpace) -> Iterator[tuple[str, WeightSpace]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nfn_opt.weight_space import Symmetry
 from tests.weight_space.architectures import DenseNet, Mixer, UNet, residual_network
-from tests.weight_space.cases import Case, check_case
+from tests.weight_space.cases import Case, check_case, check_torn
 from tests.weight_space.models import Program, draw
 
 IMAGES = draw(2, 3, 8, 8)
@@ -160,6 +160,11 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_groups_and_axes(name: str, symmetry: Symmetry) -> None:
     check_case(CASES[name], symmetry)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_matrix_can_be_torn_from_its_groups(name: str) -> None:
+    check_torn(CASES[name])
 
 
 def test_running_statistics_behind_a_concatenation_move_part_by_part() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nfn_opt.weight_space import Symmetry
 from nfn_opt.weight_space.tracing import UnknownOperatorWarning
 from tests.weight_space.architectures import FourierNetwork, Siren, gated, parametrized, tied_embedding
-from tests.weight_space.cases import Case, check_case
+from tests.weight_space.cases import Case, check_case, check_torn
 from tests.weight_space.models import Program, check, draw, views
 
 ROWS = draw(2, 3)
@@ -173,6 +173,11 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_groups_and_axes(name: str, symmetry: Symmetry) -> None:
     check_case(CASES[name], symmetry)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_matrix_can_be_torn_from_its_groups(name: str) -> None:
+    check_torn(CASES[name])
 
 
 def test_the_vectors_of_a_spectral_norm_move_with_the_neurons() -> None:

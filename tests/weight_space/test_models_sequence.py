@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nfn_opt.weight_space import Symmetry
 from tests.weight_space.architectures import VisionTransformer, around
-from tests.weight_space.cases import Case, check_case
+from tests.weight_space.cases import Case, check_case, check_torn
 from tests.weight_space.models import Program, draw
 
 SEQUENCES = draw(2, 5, 3)
@@ -292,6 +292,11 @@ CASES = RECURRENT | ATTENTION | TRANSFORMERS
 @pytest.mark.parametrize("name", CASES)
 def test_groups_and_axes(name: str, symmetry: Symmetry) -> None:
     check_case(CASES[name], symmetry)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_matrix_can_be_torn_from_its_groups(name: str) -> None:
+    check_torn(CASES[name])
 
 
 def test_states_that_are_returned_are_outputs() -> None:
