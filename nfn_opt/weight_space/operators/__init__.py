@@ -16,6 +16,7 @@ from nfn_opt.weight_space.operators import axiswise, elementwise, pieces, produc
 from nfn_opt.weight_space.operators.axiswise import batch_norm
 from nfn_opt.weight_space.operators.call import RULES, TREATMENTS, Call, Results, Rule, aten
 from nfn_opt.weight_space.operators.elementwise import constant, identity, pointwise
+from nfn_opt.weight_space.operators.table import operator_page, operator_table
 from nfn_opt.weight_space.operators.views import reshape
 from nfn_opt.weight_space.traced import TracedAxis, fresh
 
@@ -29,6 +30,7 @@ __all__ = [
     "batch_norm",
     "constant",
     "find_rule",
+    "operator_page",
     "operator_table",
     "unknown",
 ]
@@ -54,13 +56,3 @@ def unknown(call: Call) -> list[TracedAxis]:
     why = f"{call.name} is not understood"
     call.fix_everything(why)
     return fresh(call.out.shape, why) if call.results else []
-
-
-def operator_table() -> str:
-    """All operators that have a rule and what each rule says, as a Markdown table."""
-    operators: dict[str, list[str]] = {}
-    for packet, rule in RULES.items():
-        what = (rule.__doc__ or "").strip().splitlines()[0]
-        operators.setdefault(what, []).append(f"`{str(packet).removeprefix('aten.')}`")
-    rows = [f"| {what} | {', '.join(sorted(names))} |" for what, names in operators.items()]
-    return "\n".join(["| What happens to the axes | Operators |", "|---|---|", *rows])
