@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
-    UnsupportedOperatorException,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -25,6 +24,7 @@ from nfn_opt.weight_space import operators
 from nfn_opt.weight_space.assemble import assemble
 from nfn_opt.weight_space.atoms import fix_all
 from nfn_opt.weight_space.constants import Constants
+from nfn_opt.weight_space.failures import failure
 from nfn_opt.weight_space.merging import Run, runs
 from nfn_opt.weight_space.modules import (
     call_arguments,
@@ -51,6 +51,7 @@ class SymmetryTracer(TorchDispatchMode):
         roles: What each stored parameter axis does, as ``(parameter, axis) -> role``.
         used: Names of the parameters and buffers that an operator has read.
         runs: The runs of factors that each operator treated as one.
+        failed: The last error that an operator raised, and the operator's name.
     """
 
     def __init__(self, module_path: list[str], moving: Collection[str] = ()) -> None:
@@ -59,6 +60,7 @@ class SymmetryTracer(TorchDispatchMode):
         self.roles: dict[tuple[str, int], str] = {}
         self.used: set[str] = set()
         self.runs: list[Run] = []
+        self.failed: tuple[Exception, str] | None = None
         self._module_path = module_path
         self._known: dict[int, tuple[Tensor, TracedTensor]] = {}
         self._names: dict[int, str] = {}
@@ -127,11 +129,15 @@ class SymmetryTracer(TorchDispatchMode):
         """Run an operator on fake tensors, and on the values of constants; these answer what fake ones cannot."""
         try:
             out = func(*args, **kwargs)
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
             if (out := self._constants.evaluate(func, args, kwargs)) is None:
+                self.failed = error, str(func).rsplit(".", 1)[0]
                 raise
             mode = next(x.fake_mode for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor))
             return tree_map_only(Tensor, mode.from_tensor, out)
+        except Exception as error:
+            self.failed = error, str(func).rsplit(".", 1)[0]
+            raise
         self._constants.follow(func, args, kwargs, [x for x in tree_leaves(out) if isinstance(x, Tensor)])
         return out
 
@@ -274,7 +280,7 @@ def _trace(model: nn.Module, arguments: Any, hints: Hints) -> _Trace:
             with torch.no_grad(), fake, tracer:
                 result = torch.func.functional_call(model, tensors, args, kwargs)
         except Exception as error:
-            raise ValueError(_failure(model, args, kwargs, path, error)) from error
+            raise ValueError(failure(model, (args, kwargs), path, error, tracer.failed)) from error
     outputs = [tracer.lookup(tensor) for tensor in output_tensors(model, result)]
     return _Trace(tracer, traced, inputs, outputs)
 
@@ -317,20 +323,3 @@ def _register_inputs(tracer: SymmetryTracer, arguments: Any) -> list[TracedTenso
             tracer.register(leaf, traced)
             inputs.append(traced)
     return inputs
-
-
-def _failure(model: nn.Module, args: Any, kwargs: Any, path: list[str], error: Exception) -> str:
-    shapes = [tuple(x.shape) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    where = f" in module {path[-1]!r}" if path and path[-1] else ""
-    return (
-        f"{type(model).__name__} cannot be traced with example_inputs of shapes {shapes}: {type(error).__name__}"
-        f"{where}: {str(error).splitlines()[0] if str(error) else error!r}. {_remedy(error)}"
-    )
-
-
-def _remedy(error: Exception) -> str:
-    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        return "Expected a forward pass that does not depend on tensor values; use torch.where in place of a branch"
-    if isinstance(error, UnsupportedOperatorException):
-        return "Expected operators that know their output's shape; add it with torch.library.register_fake"
-    return "Expected inputs that model(...) accepts; pass a tuple for several arguments, a dict for keywords"

@@ -140,6 +140,42 @@ def test_refused(library: torch.library.Library, name: str) -> None:
         WeightSpace.from_module(model(), inputs)
 
 
+@pytest.mark.parametrize(
+    ("function", "operator", "remedy"),
+    [
+        (lambda x: x * x.max().item(), "aten._local_scalar_dense", "does not depend on tensor values"),
+        (lambda x: x[x > 0], "aten.index", "does not depend on tensor values"),
+        (lambda x: x.unique(), "aten._unique2", "does not depend on tensor values"),
+        (lambda x: torch.ops.nfn_opt_tests.opaque(x), "nfn_opt_tests.opaque", "torch.library.register_fake"),
+        (lambda x: x @ torch.zeros(7, 2), "aten.mm", "inputs that model"),
+    ],
+)
+def test_a_failure_names_operator_module_and_remedy(
+    library: torch.library.Library, function: Callable[[Tensor], Tensor], operator: str, remedy: str
+) -> None:
+    message = rf"in module '1' \(Program\), operator {operator}: .*{remedy}.*WeightSpace\.from_axes"
+    with pytest.raises(ValueError, match=message):
+        WeightSpace.from_module(nested(function), draw(2, 3))
+
+
+def test_a_failure_outside_of_operators_names_none() -> None:
+    with pytest.raises(
+        ValueError, match=r"RuntimeError in module '1' \(Program\): .numpy\(\) is not supported"
+    ):
+        WeightSpace.from_module(nested(lambda x: torch.from_numpy(x.numpy())), draw(2, 3))
+
+
+def test_a_failure_that_the_model_raises_anew_keeps_its_cause() -> None:
+    def careful(x: Tensor) -> Tensor:
+        try:
+            return x * x.max().item()
+        except Exception as error:
+            raise RuntimeError("no scale") from error
+
+    with pytest.raises(ValueError, match=r"aten\._local_scalar_dense: no scale\. .*tensor values"):
+        WeightSpace.from_module(nested(careful), draw(2, 3))
+
+
 def test_refused_arguments() -> None:
     with pytest.raises(TypeError, match=r"model is a OrderedDict, expected a torch.nn.Module"):
         WeightSpace.from_module(between().state_dict(), draw(2, 3))  # type: ignore[arg-type]
