@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.layers.base import LinearBase, normal, variance_shares
+from nfn_opt.layers.base import LinearBase, normal, orthogonal, variance_shares
 from nfn_opt.layers.movement import Target, gather, scatter
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.layers.pool import pool_of
@@ -59,10 +59,22 @@ class RelationLinear(LinearBase):
     ) -> None:
         super().__init__(space, in_channels, out_channels, compile=compile, checkpoint=checkpoint)
         self._program = _program(space, out_channels)
-        std = _initial_std(self._program.writings) / math.sqrt(in_channels)
-        initial = normal((len(RELATIONS), in_channels, out_channels), 1.0, generator) * std[:, None, None]
-        self.weight = nn.Parameter(initial)
+        self.weight = nn.Parameter(self._initial(generator))
         self.bias = nn.Parameter(torch.zeros(len(_BIAS_KINDS), out_channels)) if bias else None
+
+    def _initial(self, generator: torch.Generator | None) -> Tensor:
+        """Weights of every relation; see :func:`nfn_opt.layers.base.variance_shares`."""
+        shares, own = _initial_shares(self._program.writings)
+        weights = []
+        for relation, share in enumerate(shares):
+            if relation in own:
+                weight = orthogonal(self.in_channels, self.out_channels, generator)
+            else:
+                weight = normal((self.in_channels, self.out_channels), generator) / math.sqrt(
+                    self.in_channels
+                )
+            weights.append(weight * math.sqrt(share))
+        return torch.stack(weights)
 
     @property
     def _weight(self) -> Tensor:
@@ -103,21 +115,20 @@ class RelationLinear(LinearBase):
         return f"{self.in_channels} -> {self.out_channels}, by_relation"
 
 
-def _initial_std(writings: tuple[Writing, ...]) -> Tensor:
-    """Of every relation's weights; see :func:`nfn_opt.layers.base.variance_shares`."""
+def _initial_shares(writings: tuple[Writing, ...]) -> tuple[list[float], set[int]]:
+    """Share of the variance of every relation, and the relations by which an entry is sent to itself."""
     terms: dict[str, list[tuple[bool, int]]] = defaultdict(list)
     for writing in writings:
         pattern = writing.pattern
         for relation, source in writing.sources:
-            own = pattern.full and source.members == (pattern,)
-            terms[pattern.name].append((own, relation))
-    variance = torch.zeros(len(RELATIONS))
+            terms[pattern.name].append((pattern.full and source.members == (pattern,), relation))
+    shares = [0.0] * len(RELATIONS)
     for same in terms.values():
         own_share, other_share = variance_shares(sum(not own for own, _ in same))
         for own, relation in same:
-            share, old = own_share if own else other_share, float(variance[relation])
-            variance[relation] = share if not old else min(old, share)
-    return variance.sqrt()
+            share = own_share if own else other_share
+            shares[relation] = min(shares[relation] or share, share)
+    return shares, {relation for same in terms.values() for own, relation in same if own}
 
 
 @dataclass(frozen=True, eq=False)

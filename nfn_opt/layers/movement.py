@@ -18,7 +18,6 @@ from torch import Tensor
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.layers.pool import Pool, add_spread, empty, pool, spread, spread_anew
 
-
 CHUNK = 1 << 23
 """Most entries of a temporary copy: 32 MiB in float32."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from itertools import accumulate, chain
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.layers.base import LinearBase, normal, variance_shares
+from nfn_opt.layers.base import LinearBase, normal, orthogonal, variance_shares
 from nfn_opt.layers.movement import Target, gather, scatter
 from nfn_opt.layers.patterns import Pattern
-from nfn_opt.layers.plan import Step, plan_per_parameter
+from nfn_opt.layers.plan import Step, identity_map, plan_per_parameter
 from nfn_opt.layers.pool import pool_of
 from nfn_opt.layers.readings import Readings, concatenate
 from nfn_opt.weight_space import Features, WeightSpace
@@ -35,7 +36,8 @@ class PerParameterLinear(LinearBase):
     The number of weights does not depend on the sizes of groups, but grows with the square of the number of
     parameters, of kernel positions and of fixed inputs and outputs: every mean is sent to every tensor. For the 62
     tensors of a ResNet-18 it is 82,000 maps under ``symmetry="all"``, but 6.6 million with the 1000 outputs fixed,
-    each with ``in_channels * out_channels`` weights. Take ``sharing="by_relation"`` or ``symmetry="all"`` where it is too many.
+    each with ``in_channels * out_channels`` weights. Take ``sharing="by_relation"`` or ``symmetry="all"`` where it
+    is too many.
 
     Args:
         space: The weight space.
@@ -66,29 +68,53 @@ class PerParameterLinear(LinearBase):
         self._steps = plan_per_parameter(self._cells.space)
         self._readings = _readings(self._cells.space, self._steps)
         self._targets = _targets(self._cells.space, self._steps, out_channels)
-        self.weights = nn.ParameterDict([(step.name, self._initial(step, generator)) for step in self._steps])
+        initial = self._initial(generator)
+        self.weights = nn.ParameterDict([(s.name, w) for s, w in zip(self._steps, initial, strict=True)])
         columns = sum(step.columns for step in self._steps if not step.signature)
         self.bias = nn.Parameter(torch.zeros(columns * out_channels)) if bias else None
 
-    def _initial(self, step: Step, generator: torch.Generator | None) -> Tensor:
-        """Normal weights; see :func:`nfn_opt.layers.base.variance_shares`."""
-        blocks = []
-        for pattern in step.writings:
-            own = [pattern.full and reading == pattern for reading in step.readings]
-            own_share, other_share = variance_shares(self._other_terms(pattern))
-            rows = sum(r.fold for r, same in zip(step.readings, own, strict=True) if not same)
-            stds: list[float] = []
-            for reading, same in zip(step.readings, own, strict=True):
-                share, among = (own_share, reading.fold) if same else (other_share, rows)
-                stds += [math.sqrt(share / (self.in_channels * among))] * (reading.fold * self.in_channels)
-            shape = (len(stds), pattern.fold * self.out_channels)
-            blocks.append(normal(shape, 1.0, generator) * torch.tensor(stds)[:, None])
-        return torch.cat(blocks, dim=1)
+    def _initial(self, generator: torch.Generator | None) -> list[Tensor]:
+        """The weights of every step; see :func:`nfn_opt.layers.base.variance_shares`."""
+        written: dict[str, list[Pattern]] = {name: [] for name in self._cells.space.names}
+        for pattern in chain.from_iterable(step.writings for step in self._steps):
+            written[pattern.name].append(pattern)
+        own = {pattern: n for patterns in written.values() for pattern, n in identity_map(patterns).items()}
+        turned = {
+            pattern.name: orthogonal(
+                pattern.fold * self.in_channels, pattern.fold * self.out_channels, generator
+            )
+            for pattern in own
+        }
+        others = Counter(
+            writing.name
+            for step in self._steps
+            for writing in step.writings
+            if len(step.readings) > (writing in own)
+        )
+        return [self._initial_step(step, own, turned, others, generator) for step in self._steps]
 
-    def _other_terms(self, pattern: Pattern) -> int:
-        """How many products add to an entry of a parameter besides the product with the entry itself."""
-        terms = [(step, p) for step in self._steps for p in step.writings if p.name == pattern.name]
-        return sum(not p.full or any(reading != p for reading in step.readings) for step, p in terms)
+    def _initial_step(
+        self,
+        step: Step,
+        own: Mapping[Pattern, int],
+        turned: Mapping[str, Tensor],
+        others: Mapping[str, int],
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        heights = [reading.fold * self.in_channels for reading in step.readings]
+        columns = []
+        for writing in step.writings:
+            own_share, other_share = variance_shares(others[writing.name])
+            place = step.readings.index(writing) if writing in own else None
+            rows = sum(heights) - (0 if place is None else heights[place])
+            column = normal((sum(heights), writing.fold * self.out_channels), generator)
+            column *= math.sqrt(other_share / max(rows, 1))
+            if place is not None:
+                column.split(heights)[place].copy_(
+                    turned[writing.name] * (own[writing] * math.sqrt(own_share))
+                )
+            columns.append(column)
+        return torch.cat(columns, dim=1)
 
     @property
     def _weight(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -103,3 +104,24 @@ def _split(step: Step, small: dict[str, int]) -> list[Step]:
 def _blocks(pattern: Pattern) -> list[str]:
     """The group of every block."""
     return [pattern.spec.axes[block[0]].name for block in (*pattern.connected, *pattern.free)]
+
+
+def identity_map(written: Iterable[Pattern]) -> dict[Pattern, int]:
+    """The map of a tensor to itself as a sum of the maps that a plan has.
+
+    Args:
+        written: All patterns by which the plan writes the tensor.
+
+    Returns:
+        Patterns, each with how often what it reads is written by it. That is once the whole tensor, except where a
+        small group leaves no such map: a tensor with three axes over a group of 2 is the sum of its three diagonal
+        planes less twice its diagonal.
+    """
+    coefficients: dict[Pattern, int] = {}
+    kept = [pattern for pattern in written if not pattern.free]
+    for pattern in sorted(kept, key=lambda p: -len(p.connected)):
+        finer = (
+            p for p in coefficients if all(any(set(b) <= set(c) for c in pattern.layout) for b in p.layout)
+        )
+        coefficients[pattern] = 1 - sum(coefficients[p] for p in finer)
+    return {pattern: count for pattern, count in coefficients.items() if count}
