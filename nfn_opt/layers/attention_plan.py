@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -48,6 +49,11 @@ class Layout:
         """Number of means of the tensor over the attended axes."""
         return prod(size for i, size in enumerate(self.sizes) if i not in self.attended)
 
+    @property
+    def count(self) -> int:
+        """Number of entries that are averaged to one mean."""
+        return self.entries // max(self.positions, 1)
+
     def mean(self, arranged: Tensor) -> Tensor:
         """Mean over the attended axes: ``(B, entries, X)`` to ``(B, positions, X)``."""
         if len(self.attended) == len(self.kept):
@@ -55,8 +61,7 @@ class Layout:
         if not self.attended:
             return arranged
         shape = (arranged.shape[0], *self.sizes, arranged.shape[-1])
-        count = self.entries // self.positions
-        pooled = arranged.reshape(shape).sum([1 + i for i in self.attended]) * (1.0 / count)
+        pooled = arranged.reshape(shape).sum([1 + i for i in self.attended]) * (1.0 / self.count)
         return pooled.reshape(arranged.shape[0], self.positions, -1)
 
     def broadcast(self, means: Tensor) -> Tensor:
@@ -119,6 +124,11 @@ class AxisGroup:
     size: int
     members: tuple[Member, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return sum(member.tokens for member in self.members)
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
@@ -176,3 +186,66 @@ def _group(spec: TensorSpec, axis: Axis, space: WeightSpace) -> str | None:
     if space.symmetry == "all" and axis.size == 1 and axis.role != "space":
         return f"{spec.name.rpartition('.')[0]}:{axis.role}"
     return None
+
+
+def gather(plan: AttentionPlan, group: AxisGroup, parts: list[Tensor], heads: int, kinds: int) -> Tensor:
+    """Copy the tokens of a group.
+
+    Args:
+        plan: The plan.
+        group: The group.
+        parts: For every tensor ``(B, kinds * C, entries)``.
+        heads: Number of heads.
+        kinds: 3 for queries, keys and values, 1 for one of them.
+
+    Returns:
+        ``(kinds, B, heads, tokens, C / heads, neurons)``.
+    """
+    batch, channels, _ = parts[group.members[0].index].shape
+    shape = (kinds, batch, heads, group.tokens, channels // (kinds * heads), group.size)
+    tokens = parts[0].new_empty(shape)
+    for target, source in _pairs(plan, group, tokens, parts):
+        target.copy_(source)
+    return tokens
+
+
+def scatter(
+    plan: AttentionPlan,
+    group: AxisGroup,
+    tokens: Tensor,
+    parts: list[Tensor],
+    heads: int,
+    written: set[int],
+) -> None:
+    """Add tokens to the tensors that they come from, the reverse of :func:`gather`.
+
+    Args:
+        plan: The plan.
+        group: The group.
+        tokens: ``(kinds, B, heads, tokens, C / heads, neurons)``.
+        parts: For every tensor ``(B, kinds * C, entries)``.
+        heads: Number of heads.
+        written: Indices of the tensors that hold something; the others are overwritten.
+    """
+    for member, (source, target) in zip(group.members, _pairs(plan, group, tokens, parts), strict=True):
+        if member.index in written:
+            target.add_(source)
+        else:
+            target.copy_(source)
+            written.add(member.index)
+
+
+def _pairs(
+    plan: AttentionPlan, group: AxisGroup, tokens: Tensor, parts: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of every member's tokens and of its tensor, ``(kinds, B, heads, *others, C / heads, neurons)``."""
+    kinds, batch, heads, _, channels, size = tokens.shape
+    start = 0
+    for member in group.members:
+        sizes = plan.layouts[member.index].sizes
+        others = [i for i in range(len(sizes)) if i != member.axis]
+        own = tokens[:, :, :, start : start + member.tokens]
+        start += member.tokens
+        own = own.view(kinds, batch, heads, *(sizes[i] for i in others), channels, size)
+        part = parts[member.index].view(batch, kinds, heads, channels, *sizes)
+        yield own, part.permute(1, 0, 2, *(4 + i for i in others), 3, 4 + member.axis)
