@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nfn_opt.layers.attention_core import Projection, attend, constants
-from nfn_opt.layers.attention_plan import AttentionPlan, gather, scatter
+from nfn_opt.layers.attention_plan import AttentionPlan, AxisGroup, gather, scatter
 
 CHUNK_BYTES = 3 << 23
 """Bytes of queries, keys, values and tokens that are worked on at a time."""
@@ -82,7 +83,7 @@ class _Chunk:
     """What a part of the batch is computed with, kept for its gradients.
 
     Attributes:
-        tokens: For every group ``(3, B, heads, tokens, C / heads, neurons)``.
+        tokens: For every group what :func:`gather` gives, queries, keys and values.
         weights: For every group the attention ``(B * heads, tokens, tokens)``.
         mixed: For every tensor the sum of the attentions, ``(B, C, entries)``.
     """
@@ -92,9 +93,24 @@ class _Chunk:
     mixed: list[Tensor]
 
 
-def _project(x: Tensor, projection: Projection) -> Tensor:
+class _Buffers:
+    """Memory that is used again for every chunk: new memory costs more than copying."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._flat: dict[tuple[str, int], Tensor] = {}
+
+    def empty(self, name: str, index: int, shape: tuple[int, ...]) -> Tensor:
+        """A tensor that overwrites the last one of that name and index."""
+        flat, size = self._flat.get((name, index)), prod(shape)
+        if flat is None or len(flat) < size:
+            flat = self._flat[name, index] = self._like.new_empty(size)
+        return flat[:size].view(shape)
+
+
+def _project(x: Tensor, projection: Projection, projected: Tensor) -> Tensor:
     """Queries, keys and values ``(B, 3 * C, entries)``."""
-    projected = torch.bmm(projection.weight.expand(x.shape[0], -1, -1), x.mT)
+    torch.bmm(projection.weight.expand(x.shape[0], -1, -1), x.mT, out=projected)
     if projection.key_bias is None:
         projected[:, : len(projection.query_bias)] += projection.query_bias[:, None]
     else:
@@ -103,33 +119,52 @@ def _project(x: Tensor, projection: Projection) -> Tensor:
     return projected
 
 
-def _flat(tokens: Tensor) -> Tensor:
-    """``(..., B, heads, tokens, C / heads, neurons)`` to ``(..., B * heads, tokens, C / heads * neurons)``."""
-    return tokens.flatten(-2).flatten(-4, -3)
+def _flat(tokens: Tensor, group: AxisGroup) -> Tensor:
+    """What :func:`gather` gives as matrices ``(kinds, B * heads, tokens, d)``, maybe transposed in memory."""
+    if group.tokens_last:
+        return tokens.flatten(3, 4).flatten(1, 2).mT
+    return tokens.flatten(4).flatten(1, 2)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor, group: AxisGroup, scale: float = 1.0) -> None:
+    """Write a scaled product to tokens, in the order of their memory."""
+    if group.tokens_last:
+        left, right, out = right.mT, left.mT, out.mT
+    torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
 def _forward(
-    call: _Call, inputs: Sequence[Tensor], projections: Sequence[Projection], mix: bool = True
+    call: _Call,
+    inputs: Sequence[Tensor],
+    projections: Sequence[Projection],
+    buffers: _Buffers,
+    mix: bool = True,
 ) -> _Chunk:
     """Tokens and attention of a chunk, and if wanted what they give."""
     plan, heads = call.plan, call.heads
-    projected = [_project(x, p) for x, p in zip(inputs, projections, strict=True)]
-    chunk = _Chunk([], [], [])
+    batch, channels = len(inputs[0]), len(projections[0].query_bias)
+
+    def empty(name: str, rows: int) -> list[Tensor]:
+        return [buffers.empty(name, i, (batch, rows, x.shape[1])) for i, x in enumerate(inputs)]
+
+    entries = zip(inputs, projections, empty("projected", 3 * channels), strict=True)
+    projected = [_project(*entry) for entry in entries]
+    chunk = _Chunk([], [], empty("mixed", channels) if mix else [])
     written: set[int] = set()
-    if mix:
-        batch, channels = inputs[0].shape[0], projections[0].query_bias.shape[0]
-        chunk.mixed = [x.new_empty(batch, channels, x.shape[1]) for x in inputs]
-    for group in plan.groups:
-        tokens = gather(plan, group, projected, heads, 3)
-        query, key, value = _flat(tokens)
+    for i, group in enumerate(plan.groups):
+        shape = group.shape(3, batch, heads, channels)
+        tokens = gather(plan, group, projected, buffers.empty("tokens", i, shape))
+        query, key, value = _flat(tokens, group)
         scale = 1.0 / math.sqrt(key.shape[-1])
-        scores = torch.baddbmm(query.new_empty(1), query, key.mT, beta=0, alpha=scale)
+        scores = buffers.empty("scores", i, (batch * heads, group.tokens, group.tokens))
+        torch.baddbmm(scores, query, key.mT, beta=0, alpha=scale, out=scores)
         weights = torch.softmax(scores, dim=-1)
         chunk.tokens.append(tokens)
         chunk.weights.append(weights)
         if mix:
-            mixed = torch.bmm(weights, value).view(1, *tokens.shape[1:])
-            scatter(plan, group, mixed, chunk.mixed, heads, written)
+            mixed = buffers.empty("mixed tokens", 0, (1, *shape[1:]))
+            _product(weights, value, _flat(mixed, group)[0], group)
+            scatter(plan, group, mixed, chunk.mixed, written)
     return chunk
 
 
@@ -163,9 +198,9 @@ class _Attend(torch.autograd.Function):
         added = constants(call.plan, means, projections, call.heads)
         outputs = tuple(x.new_empty(x.shape) for x in inputs)
         keep = call.chunk >= len(inputs[0]) and any(ctx.needs_input_grad)
-        chunk = None
+        chunk, buffers = None, _Buffers(inputs[0])
         for part in call.chunks(len(inputs[0])):
-            chunk = _forward(call, [x[part] for x in inputs], projections)
+            chunk = _forward(call, [x[part] for x in inputs], projections, buffers)
             _write(call, chunk, [m[part] for m in added], projections, [out[part] for out in outputs])
         ctx.call, ctx.count = call, count
         ctx.chunk = chunk if keep else None
@@ -206,6 +241,7 @@ class _Backward:
         self.call, self.inputs, self.gradients = call, inputs, gradients
         self.projections = call.projections(weights)
         self.of_inputs = [x.new_empty(x.shape) for x in inputs]
+        self.buffers = _Buffers(inputs[0])
         self._start(weights, means)
 
     def _start(self, weights: Sequence[Tensor], means: Sequence[Tensor]) -> None:
@@ -233,7 +269,8 @@ class _Backward:
         """All gradients, inputs first."""
         for part in self.call.chunks(len(self.inputs[0])):
             inputs = [x[part] for x in self.inputs]
-            chunk = kept or _forward(self.call, inputs, self.projections, mix=bool(self.back_products))
+            mix = bool(self.back_products)
+            chunk = kept or _forward(self.call, inputs, self.projections, self.buffers, mix)
             self._one(part, inputs, chunk)
         for owner, product in enumerate(self.products):
             self.of_weights[owner * self.fields] += product.sum(0)
@@ -242,26 +279,33 @@ class _Backward:
         return [*self.of_inputs, *self.of_weights]
 
     def _one(self, part: slice, inputs: list[Tensor], chunk: _Chunk) -> None:
+        plan, buffers = self.call.plan, self.buffers
+        batch, channels = len(inputs[0]), len(self.projections[0].query_bias)
         of_mixed = [self._of_mixed(i, part, chunk) for i in range(len(inputs))]
-        channels = self.projections[0].query_bias.shape[0]
-        of_projected = [g.new_empty(len(g), 3 * channels, g.shape[2]) for g in of_mixed]
+        of_projected = [
+            buffers.empty("of projected", i, (batch, 3 * channels, x.shape[1])) for i, x in enumerate(inputs)
+        ]
         written: set[int] = set()
-        for group, tokens, weights in zip(self.call.plan.groups, chunk.tokens, chunk.weights, strict=True):
-            gradient = _flat(gather(self.call.plan, group, of_mixed, self.call.heads, 1))[0]
-            of_tokens = _of_tokens(tokens, weights, gradient)
-            scatter(self.call.plan, group, of_tokens, of_projected, self.call.heads, written)
-        for i, gradient in enumerate(of_projected):
-            self._through_projection(i, part, inputs[i], gradient)
+        for i, group in enumerate(plan.groups):
+            shape = group.shape(3, batch, self.call.heads, channels)
+            gradient = gather(plan, group, of_mixed, buffers.empty("gradient", 0, (1, *shape[1:])))
+            of_tokens = buffers.empty("of tokens", 0, shape)
+            _backward(chunk.tokens[i], chunk.weights[i], gradient, of_tokens, group)
+            scatter(plan, group, of_tokens, of_projected, written)
+        for i, x in enumerate(inputs):
+            self._through_projection(i, part, x, of_projected[i])
 
     def _of_mixed(self, i: int, part: slice, chunk: _Chunk) -> Tensor:
         """Gradient of what was mixed in one tensor, and that of the map back."""
         gradient, back = self.gradients[i][part], self.projections[i].out
+        channels = len(self.projections[i].query_bias)
+        of_mixed = self.buffers.empty("of mixed", i, (len(gradient), channels, gradient.shape[1]))
         if back is None:
-            return gradient.mT.contiguous()
+            return of_mixed.copy_(gradient.mT)
         if self.call.plan.layouts[i].attended:
             product = self.back_products[i][: len(gradient)]
             product.baddbmm_(gradient.mT, chunk.mixed[i].mT)
-        return torch.bmm(back.mT.expand(len(gradient), -1, -1), gradient.mT)
+        return torch.bmm(back.mT.expand(len(gradient), -1, -1), gradient.mT, out=of_mixed)
 
     def _through_projection(self, i: int, part: slice, x: Tensor, gradient: Tensor) -> None:
         """Gradients of one tensor's input and projection from those of queries, keys and values."""
@@ -281,15 +325,14 @@ class _Backward:
             self.of_weights[first + 3] = self.of_weights[first + 3] + biases[1]
 
 
-def _of_tokens(tokens: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
-    """Gradients of queries, keys and values from that of the mixed values."""
-    query, key, value = _flat(tokens)
+def _backward(tokens: Tensor, weights: Tensor, gradient: Tensor, of_tokens: Tensor, group: AxisGroup) -> None:
+    """Write the gradients of queries, keys and values from that of the mixed values."""
+    query, key, value = _flat(tokens, group)
+    of_query, of_key, of_value = _flat(of_tokens, group)
+    of_mixed = _flat(gradient, group)[0]
     scale = 1.0 / math.sqrt(key.shape[-1])
-    result = torch.empty_like(tokens)
-    of_query, of_key, of_value = _flat(result)
-    torch.bmm(weights.mT, gradient, out=of_value)
-    of_weights = torch.bmm(gradient, value.mT)
+    _product(weights.mT, of_mixed, of_value, group)
+    of_weights = torch.bmm(of_mixed, value.mT)
     of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-    torch.baddbmm(of_query, of_scores, key, beta=0, alpha=scale, out=of_query)
-    torch.baddbmm(of_key, of_scores.mT, query, beta=0, alpha=scale, out=of_key)
-    return result
+    _product(of_scores, key, of_query, group, scale)
+    _product(of_scores.mT, query, of_key, group, scale)

@@ -129,6 +129,16 @@ class AxisGroup:
         """Number of tokens."""
         return sum(member.tokens for member in self.members)
 
+    @property
+    def tokens_last(self) -> bool:
+        """Whether tokens are stored as columns: so most of them lie in their tensors, where neurons come first."""
+        return 2 * sum(member.tokens for member in self.members if member.leading) > self.tokens
+
+    def shape(self, kinds: int, batch: int, heads: int, channels: int) -> tuple[int, ...]:
+        """Shape of the tokens: ``(kinds, B, heads, tokens, C / heads, neurons)``, or with the tokens last."""
+        token = (channels // heads, self.size)
+        return (kinds, batch, heads, *((*token, self.tokens) if self.tokens_last else (self.tokens, *token)))
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
@@ -188,22 +198,18 @@ def _group(spec: TensorSpec, axis: Axis, space: WeightSpace) -> str | None:
     return None
 
 
-def gather(plan: AttentionPlan, group: AxisGroup, parts: list[Tensor], heads: int, kinds: int) -> Tensor:
+def gather(plan: AttentionPlan, group: AxisGroup, parts: list[Tensor], tokens: Tensor) -> Tensor:
     """Copy the tokens of a group.
 
     Args:
         plan: The plan.
         group: The group.
-        parts: For every tensor ``(B, kinds * C, entries)``.
-        heads: Number of heads.
-        kinds: 3 for queries, keys and values, 1 for one of them.
+        parts: For every tensor ``(B, kinds * C, entries)``: queries, keys and values, or one of them.
+        tokens: Where to copy them, of the shape :meth:`AxisGroup.shape`.
 
     Returns:
-        ``(kinds, B, heads, tokens, C / heads, neurons)``.
+        The tokens.
     """
-    batch, channels, _ = parts[group.members[0].index].shape
-    shape = (kinds, batch, heads, group.tokens, channels // (kinds * heads), group.size)
-    tokens = parts[0].new_empty(shape)
     for target, source in _pairs(plan, group, tokens, parts):
         target.copy_(source)
     return tokens
@@ -214,7 +220,6 @@ def scatter(
     group: AxisGroup,
     tokens: Tensor,
     parts: list[Tensor],
-    heads: int,
     written: set[int],
 ) -> None:
     """Add tokens to the tensors that they come from, the reverse of :func:`gather`.
@@ -222,9 +227,8 @@ def scatter(
     Args:
         plan: The plan.
         group: The group.
-        tokens: ``(kinds, B, heads, tokens, C / heads, neurons)``.
+        tokens: As :func:`gather` gives them.
         parts: For every tensor ``(B, kinds * C, entries)``.
-        heads: Number of heads.
         written: Indices of the tensors that hold something; the others are overwritten.
     """
     for member, (source, target) in zip(group.members, _pairs(plan, group, tokens, parts), strict=True):
@@ -239,13 +243,15 @@ def _pairs(
     plan: AttentionPlan, group: AxisGroup, tokens: Tensor, parts: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Views of every member's tokens and of its tensor, ``(kinds, B, heads, *others, C / heads, neurons)``."""
-    kinds, batch, heads, _, channels, size = tokens.shape
+    if group.tokens_last:
+        tokens = tokens.movedim(-1, 3)
+    kinds, batch, heads, _, channels, _ = tokens.shape
     start = 0
     for member in group.members:
         sizes = plan.layouts[member.index].sizes
         others = [i for i in range(len(sizes)) if i != member.axis]
         own = tokens[:, :, :, start : start + member.tokens]
         start += member.tokens
-        own = own.view(kinds, batch, heads, *(sizes[i] for i in others), channels, size)
+        own = own.unflatten(3, [sizes[i] for i in others]) if others else own.squeeze(3)
         part = parts[member.index].view(batch, kinds, heads, channels, *sizes)
         yield own, part.permute(1, 0, 2, *(4 + i for i in others), 3, 4 + member.axis)
