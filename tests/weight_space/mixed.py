@@ -32,7 +32,8 @@ class Builder:
         return self.random.choice([d for d in range(1, number + 1) if number % d == 0])
 
     def activation(self) -> Callable[[Tensor], Tensor]:
-        return self.random.choice([torch.tanh, torch.sin, F.silu, torch.sigmoid])
+        activations: list[Callable[[Tensor], Tensor]] = [torch.tanh, torch.sin, F.silu, torch.sigmoid]
+        return self.random.choice(activations)
 
     def becomes(self, *widths: int) -> int:
         """The stream now has these groups, one behind the other; gives its width."""
