@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfn_opt.layers.attention_core import Projection, attend, constants
+from nfn_opt.layers.attention_core import MANY_TOKENS, Projection, attend, constants
 from nfn_opt.layers.attention_plan import AttentionPlan, AxisGroup, gather, scatter
 
 CHUNK_BYTES = 3 << 23
@@ -28,11 +28,12 @@ def attend_in_chunks(
 ) -> list[Tensor]:
     """The same as :func:`attend` without dropout, faster on a CPU."""
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or inputs[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    many = any(group.tokens >= MANY_TOKENS for group in plan.groups)
+    if transformed or many or inputs[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return attend(plan, inputs, projections, heads)
     shared = projections[0].key_bias is None
     weights = [t for p in (projections[:1] if shared else projections) for t in _tensors(p)]
-    call = _Call(plan, heads, _chunk(plan, inputs, projections), shared)
+    call = _Call(plan, heads, _chunk(plan, inputs, projections, heads), shared)
     return list(_Attend.apply(call, len(inputs), *inputs, *weights))
 
 
@@ -41,11 +42,14 @@ def _tensors(projection: Projection) -> list[Tensor]:
     return [t for t in (*fields, projection.out, projection.out_bias) if t is not None]
 
 
-def _chunk(plan: AttentionPlan, inputs: Sequence[Tensor], projections: Sequence[Projection]) -> int:
+def _chunk(
+    plan: AttentionPlan, inputs: Sequence[Tensor], projections: Sequence[Projection], heads: int
+) -> int:
     """Number of networks at a time."""
     channels = projections[0].query_bias.shape[0]
     entries = sum(layout.entries * (1 + len(layout.attended)) for layout in plan.layouts)
     size = 3 * channels * entries * inputs[0].element_size()
+    size += sum(heads * group.tokens**2 for group in plan.groups) * inputs[0].element_size()
     return max(1, CHUNK_BYTES // size)
 
 

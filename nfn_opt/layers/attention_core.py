@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nfn_opt.layers.attention_plan import AttentionPlan, AxisGroup, Layout, Member
 
-_MANY_TOKENS = 2048
-"""From so many tokens on, attention weights are not kept in memory."""
+MANY_TOKENS = 2048
+"""From so many tokens on, attention weights are not kept in memory; there is then no second derivative."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class _Attention:
         self.value = value
         self.weights: Tensor | None = None
         scale = 1.0 / math.sqrt(query.shape[-1])
-        if query.shape[1] >= _MANY_TOKENS:
+        if query.shape[1] >= MANY_TOKENS:
             mask = None if shift is None else (scale * shift).expand(-1, query.shape[1], -1)
             self.mixed: Tensor = F.scaled_dot_product_attention(query, key, value, mask, dropout)
             return

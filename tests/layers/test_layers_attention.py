@@ -180,6 +180,25 @@ def test_gradients(
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("layer", ["shared", "per parameter"])
+def test_many_tokens(layer: str, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    """Where attention weights would be too large to keep, results and gradients are the same."""
+    space = SPACES["MLP"]("all")
+    module = LAYERS[layer](space, generator).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.7, generator=generator)
+    features = random_features(space, C, 3, generator=generator)
+    leaves = [t.requires_grad_() for t in features.values()]
+    results = []
+    for tokens in (1 << 30, 1):
+        monkeypatch.setattr(attention_core, "MANY_TOKENS", tokens)
+        monkeypatch.setattr(attention_chunks, "MANY_TOKENS", tokens)
+        loss = torch.stack([t.pow(3).sum() for t in module(features).values()]).sum()
+        results.append([loss, *torch.autograd.grad(loss, leaves)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_errors(generator: torch.Generator) -> None:
     space, other = SPACES["MLP"]("hidden"), space_of(mlp(3, 6, 2), 3)
     with pytest.raises(ValueError, match=r"channels is 6 and heads is 4, expected .* divisible by heads"):
