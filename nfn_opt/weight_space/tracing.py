@@ -104,6 +104,7 @@ class SymmetryTracer(TorchDispatchMode):
         rule = operators.find_rule(func)
         if rule is None and (out := self._taken_apart(func, args, kwargs)) is not NotImplemented:
             return out
+        former_stride = args[0].stride() if torch.Tag.inplace_view in func.tags else None
         out = self._run(func, args, kwargs)
         results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if not results and not func._schema.is_mutable:
@@ -111,7 +112,8 @@ class SymmetryTracer(TorchDispatchMode):
         self._note_use(func, tree_leaves((args, kwargs)))
         self._constants.note_writing(func, args, kwargs)
         named = _named_arguments(func, args, kwargs)
-        call = operators.Call(func, named, results, self._constants.reader(self.lookup, results), self.roles)
+        reader = self._constants.reader(self.lookup, results)
+        call = operators.Call(func, named, results, reader, self.roles, former_stride)
         if rule is None:
             rule = operators.unknown
             self._warn(call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -130,6 +131,19 @@ CASES = {
         [4],
         ENDS,
         "1.weight (h1:4)",
+    ),
+    "pooled to one pixel, channels last": Case(
+        lambda: Program(
+            lambda m, x: m.b(
+                F.adaptive_avg_pool2d(m.a(x).to(memory_format=torch.channels_last), 1).flatten(1)
+            ),
+            a=nn.Conv2d(3, 4, 3),
+            b=nn.Linear(4, 2),
+        ),
+        IMAGES,
+        [4],
+        ENDS,
+        "a.weight (h1:4, 3, 3, 3); b.weight (2, h1:4)",
     ),
     "gated linear unit": Case(
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GLU(1), nn.Conv2d(4, 2, 1)),

@@ -176,6 +176,18 @@ PIECES: dict[str, tuple[Forward, list[int]]] = {
         times(lambda h: h[:, :3].repeat(1, 2) + h[:, :3].repeat_interleave(2, 1)),
         [],
     ),
+    "other strides, transposing": (
+        times(
+            lambda h: torch.cat(
+                [h[:, :4].contiguous().as_strided((2, 2, 2), (4, 1, 2)).flatten(1), h[:, :2]], 1
+            )
+        ),
+        [],
+    ),
+    "other strides in place": (
+        lambda m, x: m.b(m.a(x) * m.a.bias.outer(m.a.bias).as_strided_((6, 6), (1, 6)).tanh().sum(1) ** 2),
+        [],
+    ),
     "rows picked by number": (times(lambda h: h[:, [0, 2, 1, 1, 4, 5]]), []),
     "sorted": (times(lambda h: h.sort(-1)[0]), []),
     "differences": (times(lambda h: F.pad(h.diff(dim=-1), (0, 1))), []),

@@ -23,6 +23,7 @@ class Call:
         named: Arguments by name, fully expanded with the schema's defaults for those not given.
         args: The same by position.
         results: The tensors given back.
+        former_stride: For an operator that changes the view in place, the strides that its first argument had.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class Call:
         results: Sequence[Tensor],
         lookup: Callable[[Tensor], TracedTensor],
         roles: dict[tuple[str, int], str],
+        former_stride: tuple[int, ...] | None = None,
     ) -> None:
         self.func, self.named, self.results, self._lookup, self._roles = func, args, results, lookup, roles
         self.name = str(func).rsplit(".", 1)[0]
         self.args = list(args.values())
+        self.former_stride = former_stride
 
     @property
     def out(self) -> Tensor:

@@ -125,6 +125,20 @@ def permute(call: Call) -> list[TracedAxis] | Results:
     return _reordered(call, [i % call.out.dim() for i in call.args[1]])
 
 
+@rule("as_strided")
+def restrided(call: Call) -> list[TracedAxis]:
+    """Other strides: the same entries where only axes of size 1 have others, as pooling to one pixel makes them."""
+    axes, shape = call.axes(0), tuple(call.args[1])
+    former = call.former_stride or call.args[0].stride()
+    same = shape == tuple(count(axis.roots) for axis in axes) and call.named["storage_offset"] is None
+    moved = any(n > 1 and a != b for n, a, b in zip(shape, former, call.args[2], strict=False))
+    if same and not moved:
+        return list(axes)
+    for axis in axes:
+        call.fix(axis, f"{call.name} is not understood")
+    return call.ordered(call.out.shape)
+
+
 @rule("expand", treats="whole")
 def expand(call: Call) -> list[TracedAxis]:
     """Repeat along axes of size 1; the repeats are all equal, so any permutation keeps them."""
