@@ -4,6 +4,7 @@ from nfn_opt.layers.attention import AttentionSharing, NFAttention
 from nfn_opt.layers.chain import Chain, ResidualBlock
 from nfn_opt.layers.dropout import ChannelDropout, NeuronDropout
 from nfn_opt.layers.encodings import GaussianFourierFeatures, PositionEmbedding, PositionEncoding
+from nfn_opt.layers.latents import LatentPool, LatentUnpool
 from nfn_opt.layers.linear import NFLinear, PerParameterLinear, RelationLinear, Sharing
 from nfn_opt.layers.normalization import ChannelNorm, ParameterNorm
 from nfn_opt.layers.pointwise import LearnedScale, Pointwise, SharedScale
@@ -21,6 +22,9 @@ __all__ = [
     "AttentionSharing",
     "NFAttention",
     "NFTransformerBlock",
+    # latents
+    "LatentPool",
+    "LatentUnpool",
     # entry by entry
     "LearnedScale",
     "Pointwise",

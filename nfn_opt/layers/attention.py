@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nfn_opt.layers.attention_chunks import attend_in_chunks
 from nfn_opt.layers.attention_core import Projection, attend
 from nfn_opt.layers.attention_plan import AttentionPlan, plan_attention
 from nfn_opt.layers.checks import check_input
@@ -106,8 +107,11 @@ class NFAttention(nn.Module):
         check_input(space, features, self.channels, self.query_bias)
         cells = space.cells.split(features)
         inputs = [layout.arrange(cells[layout.spec.name]) for layout in plan.layouts]
-        dropout = self.dropout if self.training else 0.0
-        mixed = attend(plan, inputs, self._projections(plan), self.heads, dropout)
+        projections = self._projections(plan)
+        if self.training and self.dropout:
+            mixed = attend(plan, inputs, projections, self.heads, self.dropout)
+        else:
+            mixed = attend_in_chunks(plan, inputs, projections, self.heads)
         results = {layout.spec.name: layout.restore(y) for layout, y in zip(plan.layouts, mixed, strict=True)}
         return space.cells.join(results)
 

@@ -69,11 +69,10 @@ def attend(
     terms: list[list[Tensor]] = [[] for _ in inputs]
     for group in plan.groups:
         _attend_group(plan, group, projected, first.query_bias if shared else None, heads, dropout, terms)
-    means = _attend_means(plan, inputs, projections, heads)
-    if shared:
-        means = [mean + first.value_bias * float(plan.terms(i)) for i, mean in enumerate(means)]
-    written = zip(plan.layouts, terms, means, projections, strict=True)
-    return [_write(layout, parts, mean, projection) for layout, parts, mean, projection in written]
+    means = [layout.mean(x) for x, layout in zip(inputs, plan.layouts, strict=True)]
+    added = constants(plan, means, projections, heads)
+    written = zip(plan.layouts, terms, added, projections, strict=True)
+    return [_write(*entry) for entry in written]
 
 
 def _project(x: Tensor, projection: Projection, bias: bool) -> Projected:
@@ -196,14 +195,24 @@ def _split(tokens: Tensor, members: list[Member], dim: int) -> tuple[Tensor, ...
     return tokens.split([member.tokens for member in members], dim) if len(members) > 1 else (tokens,)
 
 
-def _attend_means(
-    plan: AttentionPlan, inputs: list[Tensor], projections: list[Projection], heads: int
+def constants(
+    plan: AttentionPlan, means: list[Tensor], projections: list[Projection], heads: int
 ) -> list[Tensor]:
-    """Attention among the means of all tensors: ``(B, positions, C)`` for each; without the bias of shared values."""
+    """What is added to all entries of a tensor alike: attention among the means of all tensors, and shared biases.
+
+    Args:
+        plan: Layouts and groups.
+        means: For every tensor ``(B, positions, fold * C)``.
+        projections: One for each tensor.
+        heads: Number of heads.
+
+    Returns:
+        For every tensor ``(B, positions, fold * C)``.
+    """
     counts = [layout.positions for layout in plan.layouts]
-    means = [layout.mean(x) for x, layout in zip(inputs, plan.layouts, strict=True)]
     first = projections[0]
-    if all(projection is first for projection in projections):
+    shared = all(projection is first for projection in projections)
+    if shared:
         query, key, value = (torch.cat(means, 1) @ first.weight.mT).chunk(3, dim=-1)
         query = query + first.query_bias
     else:
@@ -211,7 +220,13 @@ def _attend_means(
         query, key, value = (torch.cat(parts, 2).mT for parts in zip(*triples, strict=True))
     query, key, value = _heads(query, heads), _heads(key, heads), _heads(value, heads)
     mixed = torch.softmax(query @ key.mT / math.sqrt(query.shape[-1]), dim=-1) @ value
-    return list(mixed.transpose(1, 2).flatten(2).split(counts, dim=1))
+    parts = mixed.transpose(1, 2).flatten(2).split(counts, dim=1)
+    if shared:
+        parts = [part + first.value_bias * float(plan.terms(i)) for i, part in enumerate(parts)]
+    return [
+        part if p.out is None else F.linear(part, p.out, p.out_bias)
+        for part, p in zip(parts, projections, strict=True)
+    ]
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -219,15 +234,12 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _write(layout: Layout, terms: list[Tensor], mean: Tensor, projection: Projection) -> Tensor:
-    """Add up what was attended, broadcast the means, and map back to ``(B, entries, fold * C)``."""
-    batch, _, channels = mean.shape
-    total = sum(terms[1:], start=terms[0]).reshape(batch, channels, -1).mT if terms else None
-    if projection.out is not None:
-        mean = torch.nn.functional.linear(mean, projection.out, projection.out_bias)
-    mean = layout.broadcast(mean)
-    if total is None:
-        return mean.contiguous()
-    if projection.out is not None:
-        return torch.baddbmm(mean, total, projection.out.mT.expand(batch, -1, -1))
-    return total.contiguous() + mean
+def _write(layout: Layout, terms: list[Tensor], added: Tensor, projection: Projection) -> Tensor:
+    """Add up what was attended, map back to ``(B, entries, fold * C)``, and add what all entries have in common."""
+    added = layout.broadcast(added)
+    if not terms:
+        return added.contiguous()
+    total = sum(terms[1:], start=terms[0]).flatten(1, 2).flatten(2).mT
+    if projection.out is None:
+        return total.contiguous() + added
+    return torch.baddbmm(added, total, projection.out.mT.expand(len(total), -1, -1))

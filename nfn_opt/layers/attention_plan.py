@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -48,6 +49,11 @@ class Layout:
         """Number of means of the tensor over the attended axes."""
         return prod(size for i, size in enumerate(self.sizes) if i not in self.attended)
 
+    @property
+    def count(self) -> int:
+        """Number of entries that are averaged to one mean."""
+        return self.entries // max(self.positions, 1)
+
     def mean(self, arranged: Tensor) -> Tensor:
         """Mean over the attended axes: ``(B, entries, X)`` to ``(B, positions, X)``."""
         if len(self.attended) == len(self.kept):
@@ -55,8 +61,7 @@ class Layout:
         if not self.attended:
             return arranged
         shape = (arranged.shape[0], *self.sizes, arranged.shape[-1])
-        count = self.entries // self.positions
-        pooled = arranged.reshape(shape).sum([1 + i for i in self.attended]) * (1.0 / count)
+        pooled = arranged.reshape(shape).sum([1 + i for i in self.attended]) * (1.0 / self.count)
         return pooled.reshape(arranged.shape[0], self.positions, -1)
 
     def broadcast(self, means: Tensor) -> Tensor:
@@ -119,6 +124,21 @@ class AxisGroup:
     size: int
     members: tuple[Member, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return sum(member.tokens for member in self.members)
+
+    @property
+    def tokens_last(self) -> bool:
+        """Whether tokens are stored as columns: so most of them lie in their tensors, where neurons come first."""
+        return 2 * sum(member.tokens for member in self.members if member.leading) > self.tokens
+
+    def shape(self, kinds: int, batch: int, heads: int, channels: int) -> tuple[int, ...]:
+        """Shape of the tokens: ``(kinds, B, heads, tokens, C / heads, neurons)``, or with the tokens last."""
+        token = (channels // heads, self.size)
+        return (kinds, batch, heads, *((*token, self.tokens) if self.tokens_last else (self.tokens, *token)))
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
@@ -176,3 +196,62 @@ def _group(spec: TensorSpec, axis: Axis, space: WeightSpace) -> str | None:
     if space.symmetry == "all" and axis.size == 1 and axis.role != "space":
         return f"{spec.name.rpartition('.')[0]}:{axis.role}"
     return None
+
+
+def gather(plan: AttentionPlan, group: AxisGroup, parts: list[Tensor], tokens: Tensor) -> Tensor:
+    """Copy the tokens of a group.
+
+    Args:
+        plan: The plan.
+        group: The group.
+        parts: For every tensor ``(B, kinds * C, entries)``: queries, keys and values, or one of them.
+        tokens: Where to copy them, of the shape :meth:`AxisGroup.shape`.
+
+    Returns:
+        The tokens.
+    """
+    for target, source in _pairs(plan, group, tokens, parts):
+        target.copy_(source)
+    return tokens
+
+
+def scatter(
+    plan: AttentionPlan,
+    group: AxisGroup,
+    tokens: Tensor,
+    parts: list[Tensor],
+    written: set[int],
+) -> None:
+    """Add tokens to the tensors that they come from, the reverse of :func:`gather`.
+
+    Args:
+        plan: The plan.
+        group: The group.
+        tokens: As :func:`gather` gives them.
+        parts: For every tensor ``(B, kinds * C, entries)``.
+        written: Indices of the tensors that hold something; the others are overwritten.
+    """
+    for member, (source, target) in zip(group.members, _pairs(plan, group, tokens, parts), strict=True):
+        if member.index in written:
+            target.add_(source)
+        else:
+            target.copy_(source)
+            written.add(member.index)
+
+
+def _pairs(
+    plan: AttentionPlan, group: AxisGroup, tokens: Tensor, parts: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of every member's tokens and of its tensor, ``(kinds, B, heads, *others, C / heads, neurons)``."""
+    if group.tokens_last:
+        tokens = tokens.movedim(-1, 3)
+    kinds, batch, heads, _, channels, _ = tokens.shape
+    start = 0
+    for member in group.members:
+        sizes = plan.layouts[member.index].sizes
+        others = [i for i in range(len(sizes)) if i != member.axis]
+        own = tokens[:, :, :, start : start + member.tokens]
+        start += member.tokens
+        own = own.unflatten(3, [sizes[i] for i in others]) if others else own.squeeze(3)
+        part = parts[member.index].view(batch, kinds, heads, channels, *sizes)
+        yield own, part.permute(1, 0, 2, *(4 + i for i in others), 3, 4 + member.axis)

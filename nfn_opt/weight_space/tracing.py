@@ -122,7 +122,7 @@ class SymmetryTracer(TorchDispatchMode):
         self.runs += runs(rule, [*before, *after])
         if results:
             self._enter_results(call, traced, any(tensor.active for tensor in given))
-            self._note_uniform(rule, args, kwargs, results)
+            self._note_uniform(func, rule, args, kwargs, results)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -141,10 +141,12 @@ class SymmetryTracer(TorchDispatchMode):
         self._constants.follow(func, args, kwargs, [x for x in tree_leaves(out) if isinstance(x, Tensor)])
         return out
 
-    def _note_uniform(self, rule: operators.Rule, args: Any, kwargs: Any, results: list[Tensor]) -> None:
+    def _note_uniform(
+        self, func: Any, rule: operators.Rule, args: Any, kwargs: Any, results: list[Tensor]
+    ) -> None:
         """Equal entries stay equal when they are copied, arranged or combined entry by entry."""
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        made = rule is operators.constant
+        made = rule is operators.constant and not func._schema.is_mutable
         kept = rule in operators.KEEP_UNIFORM and given and all(map(self._constants.is_uniform, given))
         if made or kept:
             self._constants.add_uniform(results)

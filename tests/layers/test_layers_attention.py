@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from nfn_opt.layers import attention_chunks, attention_core
 from nfn_opt.layers.attention import NFAttention
 from nfn_opt.layers.transformer import NFTransformerBlock
 from nfn_opt.testing import assert_equivariant, assert_sensitive, random_features
@@ -151,6 +152,32 @@ def test_function_transforms(layer: str, generator: torch.Generator) -> None:
     batched = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(stacked, features)
     for one, other in zip(batched, got, strict=True):
         torch.testing.assert_close(one[0], other)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1 << 30])
+@pytest.mark.parametrize("layer", ["shared", "per parameter"])
+@pytest.mark.parametrize("name", SPACES)
+def test_gradients(
+    name: str, layer: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """First and second derivatives, computed in chunks and at once, are those of the plain function."""
+    monkeypatch.setattr(attention_chunks, "CHUNK_BYTES", chunk_bytes)
+    space = SPACES[name]("hidden")
+    module = LAYERS[layer](space, generator).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.7, generator=generator)
+    features = random_features(space, C, 3, generator=generator)
+    leaves = [*(t.requires_grad_() for t in features.values()), *module.parameters()]
+    results = []
+    for attend in (attention_chunks.attend_in_chunks, attention_core.attend):
+        monkeypatch.setattr("nfn_opt.layers.attention.attend_in_chunks", attend)
+        loss = torch.stack([t.pow(3).sum() for t in module(features).values()]).sum()
+        plain = torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)
+        first = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+        size = torch.stack([t.square().sum() for t in first]).sum()
+        results.append([*plain, *first, *torch.autograd.grad(size, leaves, materialize_grads=True)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_errors(generator: torch.Generator) -> None:

@@ -57,12 +57,13 @@ def test_plans_grow_with_the_number_of_tensors_not_of_pairs(name: str) -> None:
 
 
 MEASURE = """
-import json, resource, sys, torch
+import json, sys, torch
 from nfn_opt.layers import NFLinear
 sys.path.insert(0, sys.argv[3])
 from large import resnet
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    with open("/proc/self/status") as status:  # the peak that getrusage tells starts from that of the parent
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
 sharing, symmetry = sys.argv[1:3]
 space = resnet((2, 2, 2, 2), bottleneck=False, symmetry=symmetry)
 layer = NFLinear(space, 8, 8, sharing=sharing, generator=torch.Generator().manual_seed(0))
@@ -83,7 +84,7 @@ def test_resnet_18_with_8_channels_takes_less_than_2_gb(sharing: str, symmetry: 
     run = subprocess.run(command, cwd=here.parents[1], capture_output=True, text=True, check=True)
     result = json.loads(run.stdout)
     assert result["out"] == 11_689_512 * 8 * 4
-    assert result["out"] / 2 < result["extra"] < 2e9
+    assert result["out"] * 0.9 < result["extra"] < 2e9
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

@@ -193,14 +193,12 @@ OPERATORS: list[Operator] = [
 
 
 @pytest.mark.parametrize("symmetry", ["hidden", "all"])
-@pytest.mark.parametrize("first", range(0, 300, 20))
+@pytest.mark.parametrize("first", range(0, 200, 20))
 def test_no_symmetry_is_invented(first: int, symmetry: Symmetry) -> None:
     assert [seed for seed in range(first, first + 20) if not is_sound(seed, OPERATORS, symmetry)] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["cat", "split", "slice", "stack", "select", "glu", "gather", "channel_shuffle"]
-)
+@pytest.mark.parametrize("name", ["cat", "split", "slice", "stack", "select", "glu", "gather"])
 def test_a_wrong_rule_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(call: operators.Call) -> operators.Results:
         return operators.Results([TracedTensor(fresh(result.shape)) for result in call.results])
