@@ -65,6 +65,10 @@ class _Kind:
     def rest(self) -> tuple[int, ...]:
         return tuple(i for i in range(len(self.spec.axes)) if i not in self.main)
 
+    def side(self, letter: str) -> int:
+        """How many groups a side has; a diagonal counts as one."""
+        return {"o": len(self.out), "i": len(self.into)}.get(letter, 1)
+
     def groups(self, positions: tuple[int, ...]) -> tuple[str, ...]:
         return tuple(self.spec.axes[i].name for i in positions)
 
@@ -214,11 +218,12 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
     for kind in kinds:
         for letters, pattern in patterns[kind.spec.name]:
             whole = bool(kind.rest) and len(pattern.connected) == len(kind.main)
+            some = len(letters) == 1 and pattern.connected and len(pattern.connected) < kind.side(letters[0])
             sources: list[tuple[int, Source]] = []
             for number, (name, read), members, readings in groups[pattern.signature]:
                 group, own = first[pattern.signature] + number, members.get(kind.spec.name)
                 own = own if name == kind.name else None
-                if own is not None and not whole:
+                if own is not None and not whole and not some:
                     itself = _relation(name, read, kind, letters, same=True)
                     sources.append((itself, Source((own,), -1)))
                 if len(readings) > (own is not None):
