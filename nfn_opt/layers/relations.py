@@ -1,20 +1,22 @@
 """Relations between parameters that have a meaning in any architecture, and the plan that shares weights by them.
 
-Each tensor counts as a *vector* (one neuron axis: a bias, a norm's scale) or a *matrix* (an ``out`` and an ``in``
-axis); further axes (kernel positions, pixels) are averaged over, except from a tensor to itself. Then the pair of
-patterns of a linear map is one of a finite list of relations: ``matrix:out -> vector:out`` is a weight's row mean
-sent to the bias of the same neurons, ``matrix:out -> matrix:in`` a weight sent to its successor, and so on. Fixed
-axes count as if they could be permuted; break that with an encoding of positions where it matters.
+Each tensor counts as a *vector* (neurons on one side: a bias, a norm's scale) or a *matrix* (an ``out`` and an ``in``
+side); further axes (kernel positions, pixels) are averaged over, except from a tensor to itself. A side may have
+several groups, such as heads and the entries of a head; two sides are matched along all groups that they share. Then
+the pair of patterns of a linear map is one of a finite list of relations: ``matrix:out -> vector:out`` is a weight's
+row mean sent to the bias of the same neurons, ``matrix:out -> matrix:in`` a weight sent to its successor, and so on.
+Fixed axes count as if they could be permuted; break that with an encoding of positions where it matters.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, permutations
 
-from nfn_opt.layers.patterns import Block, Pattern
+from nfn_opt.layers.patterns import Pattern
 from nfn_opt.weight_space import TensorSpec, WeightSpace
 
 _PATTERNS = {"vector": (("o",), ("",)), "matrix": (("o", "i"), ("o",), ("i",), ("",), ("d",), ("d0",))}
@@ -45,45 +47,91 @@ RELATION_INDEX = {name: i for i, name in enumerate(RELATIONS)}
 
 @dataclass(frozen=True)
 class _Kind:
-    """A tensor as relations see it: positions of its out and in axes, and the rest."""
+    """A tensor as relations see it: positions of its out axes, of its in axes, and the rest."""
 
     spec: TensorSpec
-    main: tuple[int, ...]
-    rest: tuple[int, ...]
+    out: tuple[int, ...]
+    into: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        return "matrix" if len(self.main) == 2 else "vector"
+        return "matrix" if self.into else "vector"
+
+    @property
+    def main(self) -> tuple[int, ...]:
+        return (*self.out, *self.into)
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        return tuple(i for i in range(len(self.spec.axes)) if i not in self.main)
+
+    def side(self, letter: str) -> int:
+        """How many groups a side has; a diagonal counts as one."""
+        return {"o": len(self.out), "i": len(self.into)}.get(letter, 1)
+
+    def groups(self, positions: tuple[int, ...]) -> tuple[str, ...]:
+        return tuple(self.spec.axes[i].name for i in positions)
 
 
-def _kind(spec: TensorSpec) -> _Kind:
-    main = []
+def _kind(spec: TensorSpec, rank: Mapping[str, int]) -> _Kind:
+    """Several groups on one side (heads, and entries of a head) stand in the order in which the space shows them."""
+    sides = []
     for role in ("out", "in"):
-        axes = [i for i, axis in enumerate(spec.axes) if axis.role == role and i not in main]
-        axes.sort(key=lambda i: not spec.axes[i].permutable)
-        main += axes[:1]
-    if not main and spec.axes:
-        main = [0]
-    return _Kind(spec, tuple(main), tuple(i for i in range(len(spec.axes)) if i not in main))
+        axes = [i for i, axis in enumerate(spec.axes) if axis.role == role]
+        moving = sorted((i for i in axes if spec.axes[i].permutable), key=lambda i: rank[spec.axes[i].name])
+        sides.append(tuple(moving or axes[:1]))
+    if not any(sides) and spec.axes:
+        return _Kind(spec, (0,), ())
+    return _Kind(spec, *sides) if sides[0] else _Kind(spec, sides[1], ())
 
 
-def _patterns(kind: _Kind, *, rest_connected: bool) -> list[tuple[tuple[str, ...], Pattern]]:
-    """The patterns of a tensor, each with the names of its connected indices."""
-    rest = tuple((i,) for i in kind.rest)
-    out: list[Block] = [(i,) for i in kind.main]
-    letters = dict(zip(out, "oi", strict=False))
-    if rest_connected:
-        return [(tuple(letters.values()) or ("",), Pattern(kind.spec, (*out, *rest), ()))]
-    found: list[tuple[tuple[str, ...], Pattern]] = []
-    subsets: list[tuple[Block, ...]] = [(), *((b,) for b in out)] + ([tuple(out)] if len(out) == 2 else [])
-    for kept in subsets:
-        free = tuple(b for b in out if b not in kept)
-        found.append((tuple(letters[b] for b in kept) or ("",), Pattern(kind.spec, kept, (*free, *rest))))
-    if len(out) == 2 and len({kind.spec.axes[i].name for i in kind.main}) == 1:
-        diagonal = (kind.main,)
-        found.append((("d",), Pattern(kind.spec, diagonal, rest)))
-        found.append((("d0",), Pattern(kind.spec, (), (*diagonal, *rest))))
+_Read = tuple[tuple[str, ...], Pattern]
+"""Names of the indices that are connected, and the pattern."""
+
+
+def _patterns(kind: _Kind, shared: Mapping[tuple[str, ...], set[tuple[str, ...]]]) -> list[_Read]:
+    """The patterns of a tensor: both sides, one side or some of its groups, neither, and the diagonal.
+
+    Args:
+        kind: The tensor.
+        shared: For the groups of a side, which of them another side has too, where it does not have all.
+    """
+    found: list[_Read] = [(("",), _pattern(kind, ()))]
+    for letter, side in (("o", kind.out), ("i", kind.into)):
+        if side:
+            found.append(((letter,), _pattern(kind, side)))
+        for names in sorted(shared.get(kind.groups(side), ())):
+            found.append(
+                ((letter,), _pattern(kind, tuple(i for i in side if kind.spec.axes[i].name in names)))
+            )
+    if not kind.into:
+        return found
+    found.append((("o", "i"), _pattern(kind, kind.main)))
+    twice = [(i, j) for i in kind.out for j in kind.into if kind.groups((i,)) == kind.groups((j,))]
+    if twice:
+        free = tuple((i,) for i in range(len(kind.spec.axes)) if i not in twice[0])
+        found.append((("d",), Pattern(kind.spec, (twice[0],), free)))
+        found.append((("d0",), Pattern(kind.spec, (), (twice[0], *free))))
     return found
+
+
+def _pattern(kind: _Kind, kept: tuple[int, ...]) -> Pattern:
+    free = tuple((i,) for i in range(len(kind.spec.axes)) if i not in kept)
+    return Pattern(kind.spec, tuple((i,) for i in kept), free)
+
+
+def _shared(kinds: Iterable[_Kind]) -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+    """For the groups of a side of any tensor, the smaller sets that it has in common with other sides."""
+    sides = {kind.groups(side) for kind in kinds for side in (kind.out, kind.into) if side}
+    several = [side for side in sides if len(side) > 1]
+    shared: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+    for left in several:
+        for right in sides:
+            common = tuple(name for name in left if name in right)
+            for side in (left, right):
+                if common and len(common) < len(side):
+                    shared[side].add(common)
+    return shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +196,15 @@ _Class = tuple[str, tuple[str, ...]]
 @lru_cache(maxsize=256)
 def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
     """For every pattern written in a space, the relations that feed it; patterns with more indices first."""
-    kinds = [_kind(spec) for spec in space.parameters]
-    patterns = {kind.spec.name: _patterns(kind, rest_connected=False) for kind in kinds}
+    names = dict.fromkeys(axis.name for spec in space.parameters for axis in spec.axes)
+    rank = {name: i for i, name in enumerate(names)}
+    kinds = [_kind(spec, rank) for spec in space.parameters]
+    shared = _shared(kinds)
+    patterns = {kind.spec.name: _patterns(kind, shared) for kind in kinds}
     classes: dict[tuple[str, ...], dict[_Class, dict[str, Pattern]]] = defaultdict(lambda: defaultdict(dict))
     for kind in kinds:
         for letters, pattern in patterns[kind.spec.name]:
-            for read, reading in _reorderings(letters, pattern):
+            for read, reading in _reorderings(kind, letters, pattern):
                 classes[reading.signature][kind.name, read][kind.spec.name] = reading
     groups = {
         signature: [
@@ -167,11 +218,12 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
     for kind in kinds:
         for letters, pattern in patterns[kind.spec.name]:
             whole = bool(kind.rest) and len(pattern.connected) == len(kind.main)
+            some = len(letters) == 1 and pattern.connected and len(pattern.connected) < kind.side(letters[0])
             sources: list[tuple[int, Source]] = []
             for number, (name, read), members, readings in groups[pattern.signature]:
                 group, own = first[pattern.signature] + number, members.get(kind.spec.name)
                 own = own if name == kind.name else None
-                if own is not None and not whole:
+                if own is not None and not whole and not some:
                     itself = _relation(name, read, kind, letters, same=True)
                     sources.append((itself, Source((own,), -1)))
                 if len(readings) > (own is not None):
@@ -180,17 +232,21 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
             if sources:
                 writings.append(Writing(kind.name, pattern, tuple(sources)))
         if kind.rest:
-            letters, pattern = _patterns(kind, rest_connected=True)[0]
+            letters = ("o", "i") if kind.into else ("o",) if kind.out else ("",)
+            pattern = Pattern(kind.spec, tuple((i,) for i in (*kind.main, *kind.rest)), ())
             itself = _relation(kind.name, letters, kind, letters, same=True)
             writings.append(Writing(kind.name, pattern, ((itself, Source((pattern,), -1)),)))
     return tuple(sorted(writings, key=lambda writing: -len(writing.pattern.connected)))
 
 
-def _reorderings(letters: tuple[str, ...], pattern: Pattern) -> list[tuple[tuple[str, ...], Pattern]]:
-    """The pattern with its connected blocks in each order."""
-    if len(pattern.connected) < 2:
+def _reorderings(kind: _Kind, letters: tuple[str, ...], pattern: Pattern) -> list[_Read]:
+    """The pattern with its out indices before its in indices, and the other way round."""
+    if len(letters) < 2:
         return [(letters, pattern)]
-    swapped = Pattern(pattern.spec, pattern.connected[::-1], pattern.free, pattern.folded)
+    outs = len(kind.out)
+    swapped = Pattern(
+        pattern.spec, (*pattern.connected[outs:], *pattern.connected[:outs]), pattern.free, pattern.folded
+    )
     return [(letters, pattern), (letters[::-1], swapped)]
 
 

@@ -47,6 +47,10 @@ class Axis:
     parts: tuple[tuple[Axis, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.parts) == 1:
+            raise ValueError(
+                f"axis {self.name!r} is a concatenation of one part, expected more; use the part's own axes"
+            )
         if self.parts and self.size != sum(prod(a.size for a in part) for part in self.parts):
             raise ValueError(
                 f"axis {self.name!r} has size {self.size}, expected "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,12 @@ class Residual(nn.Module):
         return out
 
 
-def mlp() -> WeightSpace:
-    layers = (nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    return WeightSpace.from_module(nn.Sequential(*layers), torch.zeros(2, 3))
+def mlp(*widths: int) -> WeightSpace:
+    widths = widths or (3, 8, 6, 2)
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return WeightSpace.from_module(nn.Sequential(*layers[:-1]), torch.zeros(2, widths[0]))
 
 
 def cnn() -> WeightSpace:
@@ -52,18 +56,6 @@ SPACES: dict[str, Callable[[], WeightSpace]] = {
     "residual": residual,
     "transformer": transformer,
 }
-
-
-def related_groups(space: WeightSpace) -> set[str]:
-    """Groups that sharing by relation looks at: of each cell, the first one that acts on its outputs and inputs.
-
-    Further axes of a tensor, such as the channels within attention heads, are averaged over.
-    """
-    found = set()
-    for spec in space.cells.space.parameters:
-        for role in ("out", "in"):
-            found.update([axis.name for axis in spec.axes if axis.permutable and axis.role == role][:1])
-    return found
 
 
 def draw(space: WeightSpace, log_scales: Tensor, generator: torch.Generator) -> Features:

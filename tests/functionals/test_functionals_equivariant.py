@@ -11,7 +11,7 @@ from torch import nn
 from nfn_opt.functionals import EquivariantConfig, EquivariantFunctional
 from nfn_opt.testing import assert_equivariant, assert_sensitive, hidden_groups, random_features
 from nfn_opt.weight_space import Symmetry, WeightSpace
-from tests.functionals.networks import SPACES, cnn, mlp, related_groups
+from tests.functionals.networks import SPACES, cnn, mlp
 
 SMALL: dict[str, Any] = {
     "hidden_channels": 6,
@@ -60,8 +60,7 @@ def test_equivariant_and_sensitive(
     weights = SPACES[space]()
     network = functional(weights, generator, sharing=sharing, **OPTIONS[options]).double()
     assert_equivariant(network, weights, 1, generator)
-    groups = None if sharing == "per_parameter" else related_groups(weights)
-    assert_sensitive(network, weights, 1, generator, groups=groups)
+    assert_sensitive(network, weights, 1, generator)
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

@@ -11,7 +11,7 @@ from torch import nn
 from nfn_opt.functionals import InvariantConfig, InvariantFunctional, StatNN, StatNNConfig
 from nfn_opt.testing import assert_invariant, assert_sensitive, random_features, sensitivity
 from nfn_opt.weight_space import WeightSpace
-from tests.functionals.networks import SPACES, cnn, mlp, related_groups
+from tests.functionals.networks import SPACES, cnn, mlp
 
 SMALL: dict[str, Any] = {
     "hidden_channels": 6, "hidden_layers": 2, "fourier_frequencies": 4, "position_bands": 2,
@@ -43,8 +43,7 @@ def test_invariant_and_sensitive(options: str, space: str, generator: torch.Gene
     assert out.shape == (5, 3)
     assert out.std(0).min() > 1e-3, "networks are told apart"
     assert_invariant(network, weights, channels, generator)
-    groups = related_groups(weights) if network.config.sharing == "by_relation" else None
-    assert_sensitive(network, weights, channels, generator, minimum=1e-6, groups=groups)
+    assert_sensitive(network, weights, channels, generator, minimum=1e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
