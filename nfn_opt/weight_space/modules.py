@@ -50,9 +50,16 @@ def output_tensors(model: nn.Module, result: Any) -> list[Tensor]:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and every attribute of its modules back as it was afterwards.
 
-    Hooks such as those of pruning, and forward passes that keep what they computed, set attributes.
+    Hooks such as those of pruning, and forward passes that keep what they computed, set attributes. Some forward passes
+    add hooks the first time; these are taken away again, or they would be added twice.
     """
     attributes = {module: dict(module.__dict__) for module in model.modules()}
+    hooks = [
+        (value, dict(value))
+        for before in attributes.values()
+        for name, value in before.items()
+        if name.endswith("_hooks") and isinstance(value, dict)
+    ]
     model.eval()
     try:
         yield
@@ -61,6 +68,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             for name in module.__dict__.keys() - before.keys():
                 del module.__dict__[name]
             module.__dict__.update(before)
+        for current, entries in hooks:
+            current.clear()
+            current.update(entries)
 
 
 @contextmanager

@@ -247,3 +247,25 @@ def test_a_failing_model_is_left_as_it_was() -> None:
     with pytest.raises(ValueError, match="cannot be traced"):
         WeightSpace.from_module(model, draw(2, 4))
     assert all(module.training and not module._forward_pre_hooks for module in model.modules())
+
+
+class HooksItself(nn.Module):
+    """Adds a hook in its first forward pass, and remembers that it did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.ready = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.layers.register_forward_hook(lambda module, given, result: 2 * result)
+            self.ready = True
+        return self.layers(x)
+
+
+def test_hooks_that_a_forward_pass_adds_are_taken_away_again() -> None:
+    model = randomised(HooksItself())
+    space = WeightSpace.from_module(model, draw(2, 3))
+    assert space.groups == {"h1": 6}
+    assert space.verify(model, draw(2, 3)) < 1e-10
+    assert (model.ready, len(model.layers._forward_hooks)) == (False, 0)
