@@ -30,8 +30,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-import nfn_opt.layers
-from nfn_opt.layers import NFLinear
+from nfn_opt.layers import NFAttention, NFLinear
 from nfn_opt.meta.run_folder import environment
 from nfn_opt.weight_space import Features, Symmetry, WeightSpace
 
@@ -43,6 +42,7 @@ with warnings.catch_warnings():
 LAYERS = ("NP", "HNP", "NP attention")
 PACKAGES = ("nfn", "ours")
 MEASURES = ("forward", "forward_backward", "bf16_forward", "compiled_forward", "peak")
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_")
 
 
 def mlp(*widths: int) -> tuple[nn.Module, tuple[int, ...]]:
@@ -109,7 +109,9 @@ def contender(name: str, kind: str, package: str, *, compile: bool = False) -> C
         layer: nn.Module
         if kind == "NP attention":
             sharing: Literal["shared", "per_parameter"] = "shared" if shared else "per_parameter"
-            layer = nfn_opt.layers.NFAttention(space, channels, heads=8, sharing=sharing, generator=generator)
+            layer = NFAttention(
+                space, channels, heads=8, sharing=sharing, generator=generator, compile=compile
+            )
         else:
             layer = NFLinear(space, channels, channels, generator=generator, compile=compile)
         return Contender(layer, list(features.values()), lambda: list(layer(features).values()))
@@ -141,7 +143,7 @@ def measure(name: str, kind: str, repeats: int, *, compiled: bool) -> dict[str, 
     with torch.no_grad():
         gradients = {who: [torch.randn_like(t) for t in one.forward()] for who, one in both.items()}
         forward = {who: one.forward for who, one in both.items()}
-        if compiled and kind != "NP attention":
+        if compiled:
             forward["compiled"] = contender(name, kind, "ours", compile=True).forward
             forward["compiled"]()
         for who, ms in interleaved_ms(forward, repeats).items():
@@ -153,10 +155,21 @@ def measure(name: str, kind: str, repeats: int, *, compiled: bool) -> dict[str, 
     calls = {who: functools.partial(one.backward, gradients[who]) for who, one in both.items()}
     for who, ms in interleaved_ms(calls, repeats).items():
         row[f"{who}/forward_backward"] = ms
+    with torch.no_grad():
+        row["ours/forward_products"] = products_ms(both["ours"].forward)
+    row["ours/forward_backward_products"] = products_ms(calls["ours"])
     for who in PACKAGES:
         row[f"{who}/parameters"] = sum(p.numel() for p in both[who].layer.parameters())
         row[f"{who}/peak"] = _peak_in_subprocess(name, kind, who)
     return row
+
+
+def products_ms(call: Callable[[], Any]) -> float:
+    """Time in matrix products alone, in ms: what would be left if all else were free."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    names = {f"aten::{name}" for name in PRODUCTS}
+    return sum(e.self_cpu_time_total for e in profile.key_averages() if e.key in names) * 1e-3
 
 
 def _peak_in_subprocess(name: str, kind: str, package: str) -> float:
@@ -186,9 +199,9 @@ def _memory(field: str) -> float:
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Geometric means of nfn's value over ours, over the linear layers and over attention."""
     found = {}
-    for group, kinds in (("linear", LAYERS[:2]), ("attention", LAYERS[2:])):
-        for what in MEASURES:
-            theirs = "forward" if what == "compiled_forward" else what
+    for group, kinds in (("linear", LAYERS[:2]), ("attention", LAYERS[2:]), ("all", LAYERS)):
+        for what in (*MEASURES, "forward_products", "forward_backward_products"):
+            theirs = "forward" if what == "compiled_forward" else what.removesuffix("_products")
             logs = [
                 math.log(row[f"nfn/{theirs}"] / row[f"ours/{what}"])
                 for row in rows
@@ -214,10 +227,14 @@ def table(rows: list[dict[str, Any]], means: dict[str, float]) -> str:
             cells.append("" if mine is None else f"{theirs:.1f} / **{mine:.1f}**")
         label = f"{row['case']} ({row['batch']}, {row['channels']})"
         lines.append(f"| {label} | {row['layer']} | {' | '.join(cells)} |")
-    for group in ("linear", "attention"):
+    for group in ("linear", "attention", "all"):
         cells = [f"{means[key]:.2f}x" if (key := f"{group}/{what}") in means else "" for what in MEASURES]
         lines.append(f"| geometric mean of nfn / ours | {group} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\nEach cell: nfn / **ours**; compiled is ours alone.\n"
+    floors = [f"{means[f'all/{what}_products']:.2f}x {what.replace('_', ' + ')}" for what in MEASURES[:2]]
+    return "\n".join(lines) + (
+        "\n\nEach cell: nfn / **ours**; compiled is ours alone. If all but the matrix products of our layers were "
+        f"free, the geometric means over all cases would be {floors[0]} and {floors[1]}.\n"
+    )
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

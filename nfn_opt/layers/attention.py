@@ -13,12 +13,14 @@ from nfn_opt.layers.attention_chunks import attend_in_chunks
 from nfn_opt.layers.attention_core import Projection, attend
 from nfn_opt.layers.attention_plan import AttentionPlan, plan_attention
 from nfn_opt.layers.checks import check_input
+from nfn_opt.layers.compilation import Compilable
 from nfn_opt.weight_space import Features, WeightSpace
+from nfn_opt.weight_space.cells import Cells
 
 AttentionSharing = Literal["shared", "per_parameter"]
 
 
-class NFAttention(nn.Module):
+class NFAttention(Compilable):
     r"""Attention between weights that share neurons, equivariant to permuting the neurons.
 
     For every group of neurons, the *tokens* are all slices, over the other indices, of the tensors with an axis in
@@ -48,6 +50,7 @@ class NFAttention(nn.Module):
         gain: Initial size of the output over that of the input where all tokens agree. Where they are independent,
             their average is smaller.
         generator: Source of the initial weights.
+        compile: Whether to run under ``torch.compile``; where no compiler is found, it warns and runs as it is.
 
     Shapes:
         in and out: ``{name: (B, *axes, channels)}``.
@@ -73,8 +76,9 @@ class NFAttention(nn.Module):
         dropout: float = 0.0,
         gain: float = 1.0,
         generator: torch.Generator | None = None,
+        compile: bool = False,  # noqa: A002  (torch's own word)
     ) -> None:
-        super().__init__()
+        super().__init__(compile=compile)
         check_heads(channels, heads)
         check_dropout(dropout)
         if sharing not in ("shared", "per_parameter"):
@@ -105,7 +109,11 @@ class NFAttention(nn.Module):
         plan = self._plan_of(space)
         space = space or self.space
         check_input(space, features, self.channels, self.query_bias)
-        cells = space.cells.split(features)
+        result: Features = self._call(self._map, dict(features), space.cells, plan)
+        return result
+
+    def _map(self, features: Features, split: Cells, plan: AttentionPlan) -> Features:
+        cells = split.split(features)
         inputs = [layout.arrange(cells[layout.spec.name]) for layout in plan.layouts]
         projections = self._projections(plan)
         if self.training and self.dropout:
@@ -113,7 +121,7 @@ class NFAttention(nn.Module):
         else:
             mixed = attend_in_chunks(plan, inputs, projections, self.heads)
         results = {layout.spec.name: layout.restore(y) for layout, y in zip(plan.layouts, mixed, strict=True)}
-        return space.cells.join(results)
+        return split.join(results)
 
     def _plan_of(self, space: WeightSpace | None) -> AttentionPlan:
         if space is None or space == self.space:

@@ -18,6 +18,11 @@ from torch import Tensor
 
 from nfn_opt.layers.attention_core import MANY_TOKENS, Projection, attend, constants
 from nfn_opt.layers.attention_plan import AttentionPlan, AxisGroup, gather, scatter
+from nfn_opt.layers.compilation import transformed
+from nfn_opt.layers.pool import empty
+
+LARGE = 1 << 23
+"""Bytes from which on new memory is asked for in large pages."""
 
 CHUNK_BYTES = 3 << 23
 """Bytes of queries, keys, values and tokens that are worked on at a time."""
@@ -27,9 +32,8 @@ def attend_in_chunks(
     plan: AttentionPlan, inputs: list[Tensor], projections: list[Projection], heads: int
 ) -> list[Tensor]:
     """The same as :func:`attend` without dropout, faster on a CPU."""
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     many = any(group.tokens >= MANY_TOKENS for group in plan.groups)
-    if transformed or many or inputs[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if transformed() or many or inputs[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return attend(plan, inputs, projections, heads)
     shared = projections[0].key_bias is None
     weights = [t for p in (projections[:1] if shared else projections) for t in _tensors(p)]
@@ -108,7 +112,7 @@ class _Buffers:
         """A tensor that overwrites the last one of that name and index."""
         flat, size = self._flat.get((name, index)), prod(shape)
         if flat is None or len(flat) < size:
-            flat = self._flat[name, index] = self._like.new_empty(size)
+            flat = self._flat[name, index] = empty((size,), self._like, LARGE)
         return flat[:size].view(shape)
 
 
@@ -162,7 +166,7 @@ def _forward(
         scale = 1.0 / math.sqrt(key.shape[-1])
         scores = buffers.empty("scores", i, (batch * heads, group.tokens, group.tokens))
         torch.baddbmm(scores, query, key.mT, beta=0, alpha=scale, out=scores)
-        weights = torch.softmax(scores, dim=-1)
+        weights = torch.softmax(scores, -1, out=buffers.empty("weights", i, scores.shape))
         chunk.tokens.append(tokens)
         chunk.weights.append(weights)
         if mix:
@@ -200,7 +204,7 @@ class _Attend(torch.autograd.Function):
         inputs, projections = tensors[:count], call.projections(tensors[count:])
         means = [layout.mean(x) for x, layout in zip(inputs, call.plan.layouts, strict=True)]
         added = constants(call.plan, means, projections, call.heads)
-        outputs = tuple(x.new_empty(x.shape) for x in inputs)
+        outputs = tuple(empty(x.shape, x, LARGE) for x in inputs)
         keep = call.chunk >= len(inputs[0]) and any(ctx.needs_input_grad)
         chunk, buffers = None, _Buffers(inputs[0])
         for part in call.chunks(len(inputs[0])):
@@ -244,7 +248,7 @@ class _Backward:
     ) -> None:
         self.call, self.inputs, self.gradients = call, inputs, gradients
         self.projections = call.projections(weights)
-        self.of_inputs = [x.new_empty(x.shape) for x in inputs]
+        self.of_inputs = [empty(x.shape, x, LARGE) for x in inputs]
         self.buffers = _Buffers(inputs[0])
         self._start(weights, means)
 

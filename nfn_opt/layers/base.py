@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from nfn_opt.layers.checks import check_input
+from nfn_opt.layers.compilation import Compilable, transformed
 from nfn_opt.weight_space import Features, WeightSpace
 
 OWN_SHARE, OTHER_SHARE = 0.95, 0.08
@@ -50,7 +50,7 @@ def orthogonal(rows: int, columns: int, generator: torch.Generator | None) -> Te
     return turned * max(columns / rows, 1.0) ** 0.5
 
 
-class LinearBase(nn.Module, ABC):
+class LinearBase(Compilable, ABC):
     """An equivariant linear layer; see the two kinds, :class:`PerParameterLinear` and :class:`RelationLinear`."""
 
     def __init__(
@@ -62,15 +62,14 @@ class LinearBase(nn.Module, ABC):
         compile: bool,  # noqa: A002  (torch's own word)
         checkpoint: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(compile=compile)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value < 1:
                 raise ValueError(
                     f"{name} is {value}, expected at least 1; give the number of feature channels"
                 )
         self.space, self.in_channels, self.out_channels = space, in_channels, out_channels
-        self.compiled, self.checkpoint = compile, checkpoint
-        self._compiled_map: Callable[..., Features] | None = None
+        self.checkpoint = checkpoint
 
     @property
     @abstractmethod
@@ -93,28 +92,10 @@ class LinearBase(nn.Module, ABC):
         check_input(space or self.space, features, self.in_channels, self._weight)
         features = {name: features[name] for name in (space or self.space).names}
         program = self._program_of(space)
-        inside = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if self.checkpoint and torch.is_grad_enabled() and not inside:
+        if self.checkpoint and torch.is_grad_enabled() and not transformed():
             return recompute(self._run, features, program, use_reentrant=False, preserve_rng_state=False)
         return self._run(features, program)
 
     def _run(self, features: Features, program: Any) -> Features:
-        inside = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if not self.compiled or inside:
-            return self._map(features, program)
-        if self._compiled_map is None:
-            self._compiled_map = torch.compile(self._map)
-        try:
-            return self._compiled_map(features, program)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            warnings.warn(
-                f"the layer could not be compiled and runs as it is ({str(error).splitlines()[0]}); install a C++ "
-                "compiler, or pass compile=False",
-                stacklevel=4,
-            )
-            self.compiled = False
-            return self._map(features, program)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled code, which belongs to one process and one object."""
-        return {**super().__getstate__(), "_compiled_map": None}
+        result: Features = self._call(self._map, features, program)
+        return result

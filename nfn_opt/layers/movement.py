@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nfn_opt.layers.compilation import transformed
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.layers.pool import Pool, add_spread, empty, pool, spread, spread_anew
 
@@ -62,7 +63,7 @@ class Target:
 
 def _transparent() -> bool:
     """Whether a transform or compiler must see through the code."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if transformed():
         return True
     return torch.autograd.forward_ad._current_level >= 0
 

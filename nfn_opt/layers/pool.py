@@ -71,7 +71,7 @@ def pool(tensor: Tensor, plan: Pool, *, mean: bool) -> list[Tensor]:
     return [done[i] for i in range(len(plan.patterns))]
 
 
-def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+def empty(shape: Sequence[int], like: Tensor, large: int = 1 << 25) -> Tensor:
     """New memory for a result, on the CPU in large pages where the system offers them.
 
     Beyond 32 MiB the C library hands every block back to the system, and taking it anew in pages of 4 KiB costs
@@ -79,7 +79,7 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     """
     out = like.new_empty(shape)
     size = out.numel() * out.element_size()
-    if size > _LARGE and _MADVISE is not None and out.device.type == "cpu":
+    if size > large and _MADVISE is not None and out.device.type == "cpu":
         start = -(-out.data_ptr() // _PAGE) * _PAGE
         _MADVISE(
             start, (out.data_ptr() + size - start) // _PAGE * _PAGE, _MADV_HUGEPAGE
@@ -96,7 +96,7 @@ def _find_madvise() -> Callable[[int, int, int], int] | None:
     return function
 
 
-_LARGE, _PAGE, _MADV_HUGEPAGE = 1 << 25, 4096, 14
+_PAGE, _MADV_HUGEPAGE = 4096, 14
 _MADVISE = _find_madvise()
 
 Terms = Sequence[tuple[Pattern, Tensor]]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._inductor import config
 
-from nfn_opt.layers import NFLinear, RelationLinear, Sharing
+from nfn_opt.layers import NFAttention, NFLinear, RelationLinear, Sharing
 from nfn_opt.testing import random_features
 from tests.layers.spaces import mlp, space_of
 
@@ -43,6 +43,19 @@ def test_compiled_layers_give_the_same(sharing: Sharing, generator: torch.Genera
     assert plain.state_dict().keys() == compiled.state_dict().keys()
     clone = copy.deepcopy(compiled)
     assert all(torch.equal(a, b) for a, b in zip(clone.parameters(), compiled.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_compiled_attention_gives_the_same(generator: torch.Generator) -> None:
+    plain = NFAttention(SPACE, 4, 2, generator=generator)
+    compiled = NFAttention(SPACE, 4, 2, compile=True)
+    compiled.load_state_dict(plain.state_dict())
+    features = random_features(SPACE, 4, generator=generator, dtype=torch.float32)
+    with torch.no_grad():
+        expected, got = plain(features), compiled(features)
+    assert compiled.compiled, "it fell back"
+    for name in SPACE.names:
+        torch.testing.assert_close(got[name], expected[name])
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
