@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nfn_opt.layers.attention import check_heads
 from nfn_opt.layers.checks import check_input
+from nfn_opt.layers.statistics import as_entries
 from nfn_opt.weight_space import Axis, Features, TensorSpec, WeightSpace
 
 
@@ -71,7 +72,7 @@ class LatentPool(nn.Module):
         """Map weight features of ``space``, by default the one given at construction, to latents."""
         space = space or self.space
         check_input(space, features, self.channels, self.queries)
-        entries = [features[name].flatten(1, -2) for name in space.names]
+        entries = [as_entries(features[name]) for name in space.names]
         weights = self._weights(entries).split([x.shape[1] for x in entries], dim=-1)
         first, *others = (torch.bmm(w, x) for w, x in zip(weights, entries, strict=True))
         mixed = sum(others, start=first).unflatten(1, (self.heads, -1))
@@ -172,8 +173,9 @@ class LatentUnpool(nn.Module):
             if features is not None:
                 query = query + cells[spec.name] @ self.query.mT
             shape = query.shape[:-1] if features is None else query.shape[1:-1]
-            mixed = self._attend(query.reshape(-1, prod(shape), query.shape[-1]), keys, values)
-            results[spec.name] = mixed.reshape(-1, *shape, self.channels)
+            batch = 1 if features is None else len(latents)
+            mixed = self._attend(query.reshape(batch, prod(shape), query.shape[-1]), keys, values)
+            results[spec.name] = mixed.reshape(len(latents), *shape, self.channels)
         expanded = {s.name: results[s.name].expand(-1, *s.view_shape, -1).contiguous() for s in self._specs}
         return self.space.cells.join(expanded)
 

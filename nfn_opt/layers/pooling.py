@@ -142,7 +142,7 @@ def _entries(spec: TensorSpec, tensor: Tensor) -> Tensor:
     fixed = [1 + i for i, axis in enumerate(spec.axes) if not axis.permutable]
     moved = tensor.movedim(fixed, list(range(1, 1 + len(fixed))))
     count = prod([tensor.shape[i] for i in fixed])
-    return moved.reshape(tensor.shape[0], count, -1, tensor.shape[-1])
+    return moved.reshape(tensor.shape[0], count, spec.numel // count, tensor.shape[-1])
 
 
 class SharedPool(nn.Module):

@@ -223,11 +223,11 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
             for number, (name, read), members, readings in groups[pattern.signature]:
                 group, own = first[pattern.signature] + number, members.get(kind.spec.name)
                 own = own if name == kind.name else None
-                if own is not None and not whole and not some:
-                    itself = _relation(name, read, kind, letters, same=True)
+                itself = _relation(name, read, kind, letters, same=True)
+                if itself is not None and own is not None and not whole and not some:
                     sources.append((itself, Source((own,), -1)))
-                if len(readings) > (own is not None):
-                    other = _relation(name, read, kind, letters, same=False)
+                other = _relation(name, read, kind, letters, same=False)
+                if other is not None and len(readings) > (own is not None):
                     sources.append((other, Source(readings, group, own)))
             if sources:
                 writings.append(Writing(kind.name, pattern, tuple(sources)))
@@ -235,6 +235,7 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
             letters = ("o", "i") if kind.into else ("o",) if kind.out else ("",)
             pattern = Pattern(kind.spec, tuple((i,) for i in (*kind.main, *kind.rest)), ())
             itself = _relation(kind.name, letters, kind, letters, same=True)
+            assert itself is not None
             writings.append(Writing(kind.name, pattern, ((itself, Source((pattern,), -1)),)))
     return tuple(sorted(writings, key=lambda writing: -len(writing.pattern.connected)))
 
@@ -253,12 +254,13 @@ def _reorderings(kind: _Kind, letters: tuple[str, ...], pattern: Pattern) -> lis
 @lru_cache(maxsize=4096)
 def _relation_number(
     source: str, read: tuple[str, ...], target: str, written: tuple[str, ...], same: bool
-) -> int:
+) -> int | None:
+    """The number of a relation; ``None`` where one side holds the groups of two, which the list does not have."""
     which = "(itself)" if same else "(other)"
-    return RELATION_INDEX[f"{source}:{'.'.join(read)} -> {target}:{'.'.join(written)} {which}"]
+    return RELATION_INDEX.get(f"{source}:{'.'.join(read)} -> {target}:{'.'.join(written)} {which}")
 
 
 def _relation(
     source: str, read: tuple[str, ...], target: _Kind, written: tuple[str, ...], *, same: bool
-) -> int:
+) -> int | None:
     return _relation_number(source, read, target.name, written, same)

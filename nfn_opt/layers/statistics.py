@@ -59,15 +59,22 @@ class StatisticsFeatures(nn.Module):
     def _of(self, spec: TensorSpec, tensor: Tensor) -> Tensor:
         """The statistics of one tensor in a row, ``(B, kept * C * STATISTICS)``."""
         if not self.keep_fixed:
-            return statistics(tensor.flatten(1, -2)).flatten(1)
+            return statistics(as_entries(tensor)).flatten(1)
         kept = [1 + i for i, axis in enumerate(spec.axes) if not axis.permutable]
         moved = tensor.movedim(kept, list(range(1, 1 + len(kept))))
         count = prod([tensor.shape[i] for i in kept])
-        return statistics(moved.reshape(tensor.shape[0], count, -1, tensor.shape[-1])).flatten(1)
+        return statistics(
+            moved.reshape(tensor.shape[0], count, spec.numel // count, tensor.shape[-1])
+        ).flatten(1)
 
     def extra_repr(self) -> str:
         """Whether fixed axes are kept apart."""
         return f"keep_fixed={self.keep_fixed}"
+
+
+def as_entries(tensor: Tensor) -> Tensor:
+    """Features ``(B, *axes, C)`` as ``(B, entries, C)``; a number without axes is one entry."""
+    return tensor.flatten(1, -2) if tensor.dim() > 2 else tensor[:, None]
 
 
 def statistics(entries: Tensor) -> Tensor:

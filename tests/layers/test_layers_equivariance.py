@@ -106,3 +106,13 @@ def test_random_spaces_couple_axes() -> None:
     """Sensitivity is not vacuous: most random spaces have hidden neurons."""
     spaces = [drawn_space(seed, kind, s) for seed in range(6) for kind in KINDS for s in SYMMETRIES]
     assert sum(map(couples_axes, spaces)) > 0.7 * len(spaces)
+
+
+def test_one_side_with_the_groups_of_two(generator: torch.Generator) -> None:
+    """The weight of ``W x`` beside the bias of the layer that makes such weights: both groups are on its out side."""
+    axes = {"weight": ("h", "x"), "made": ("h", "x"), "bias": ("h",), "more": ("x",)}
+    shapes = {"weight": (5, 3), "made": (5, 3), "bias": (5,), "more": (3,)}
+    space = WeightSpace.from_axes(axes, shapes, roles={"made": ("out", "out")})
+    layer = NFLinear(space, C, 3, sharing="by_relation", generator=generator).double()
+    assert_equivariant(layer, space, C, generator)
+    assert_sensitive(layer, space, C, generator)

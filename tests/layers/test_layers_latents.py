@@ -116,3 +116,17 @@ def test_errors(generator: torch.Generator) -> None:
         LatentPool(space, C, LATENTS, LATENT_C, HEADS).double()(
             random_features(space_named("CNN", "all"), C, generator=generator)
         )
+
+
+def test_a_number_without_axes_and_no_networks(generator: torch.Generator) -> None:
+    space = WeightSpace.independent({"w": torch.zeros(3, 2), "scale": torch.zeros(())})
+    pool = LatentPool(space, C, LATENTS, LATENT_C, HEADS, generator=generator).double()
+    unpool = LatentUnpool(space, C, LATENT_C, HEADS, generator=generator).double()
+    assert_invariant(pool, space, C, generator)
+    features = random_features(space, C, 2, generator=generator)
+    changed = {**features, "scale": 2 * features["scale"]}
+    assert not torch.allclose(pool(features), pool(changed))
+    assert unpool(pool(features), features)["scale"].shape == (2, C)
+    nothing = {name: tensor[:0] for name, tensor in features.items()}
+    assert unpool(pool(nothing), nothing)["w"].shape == (0, 3, 2, C)
+    assert unpool(pool(nothing))["w"].shape == (0, 3, 2, C)

@@ -113,3 +113,9 @@ def test_a_kind_that_does_not_occur_gives_zeros(generator: torch.Generator) -> N
 def test_attention_heads_divide_channels(channels: int, heads: int) -> None:
     with pytest.raises(ValueError, match=f"channels is {channels} and heads {heads}, expected positive"):
         AttentionPool(CONCATENATED, channels, heads)
+
+
+def test_attention_pool_of_no_networks() -> None:
+    space = WeightSpace.independent({"w": torch.zeros(5, 3), "scale": torch.zeros(())})
+    pool = AttentionPool(space, 4, heads=2)
+    assert pool({"w": torch.ones(0, 5, 3, 4), "scale": torch.ones(0, 4)}).shape == (0, 8)

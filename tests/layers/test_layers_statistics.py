@@ -73,3 +73,13 @@ def test_parts_of_a_concatenated_axis() -> None:
 def test_gradients(generator: torch.Generator) -> None:
     entries = torch.randn(2, 6, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(statistics, entries)
+
+
+@pytest.mark.parametrize("keep_fixed", [False, True])
+def test_a_number_without_axes_and_no_networks(keep_fixed: bool) -> None:
+    space = WeightSpace.independent({"w": torch.zeros(3, 2), "scale": torch.zeros(())})
+    layer = StatisticsFeatures(space, keep_fixed=keep_fixed)
+    out = layer({"w": torch.ones(2, 3, 2, 1), "scale": torch.full((2, 1), 4.0)})
+    assert out[0, STATISTICS:].tolist() == [4.0, 0.0, *5 * [4.0]]
+    nothing = {"w": torch.ones(0, 3, 2, 1), "scale": torch.ones(0, 1)}
+    assert layer(nothing).shape == (0, layer.out_features(1))
