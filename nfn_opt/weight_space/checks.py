@@ -33,6 +33,10 @@ def _check_is_tensor(name: str, value: object) -> None:
 
 def check_tensors(space: WeightSpace, tensors: Mapping[str, Tensor], batch_dims: int = 0) -> None:
     """Check names and stored shapes of one network's tensors, or of a batch; buffers and aliases are optional."""
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"tensors is a {type(tensors).__name__}, expected a dict of tensors; pass model.state_dict() for a model"
+        )
     specs = space.specs_by_name()
     _check_names(tensors, space.names, specs, "tensors")
     for name, tensor in tensors.items():
@@ -85,9 +89,21 @@ def check_alike(space: WeightSpace, dicts: Sequence[Mapping[str, Tensor]], what:
 
 def check_permutation(space: WeightSpace, permutation: Permutation) -> None:
     """Check that a permutation belongs to a space; groups that it leaves out stay as they are."""
+    indices = getattr(permutation, "indices", None)
+    if not isinstance(indices, Mapping):
+        raise TypeError(
+            f"permutation is a {type(permutation).__name__}, expected a Permutation; draw it with "
+            "space.random_permutation, or write Permutation({group: indices})"
+        )
     specs = (*space.parameters, *space.buffers, *space.inputs, *space.outputs)
     sizes = {axis.name: axis.size for spec in specs for axis in spec.leaves() if axis.permutable}
-    for name, index in permutation.indices.items():
+    for name, index in indices.items():
+        if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
+            kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
+            raise TypeError(
+                f"the indices of group {name!r} are {kind}, expected a tensor of whole numbers (torch.int64); "
+                "draw them with torch.randperm"
+            )
         if name not in sizes:
             raise ValueError(
                 f"the permutation moves the group {name!r}, expected some of {', '.join(sizes) or 'no group at all'}; "

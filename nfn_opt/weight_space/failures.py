@@ -29,7 +29,8 @@ def failure(
     shapes = [tuple(x.shape) for x in tree_leaves(arguments) if isinstance(x, Tensor)]
     causes = list(_causes(error))
     name = path[-1] if path else ""
-    where = f"module {name or '(root)'!r} ({type(model.get_submodule(name)).__name__})"
+    inside = model.get_submodule(name) if name else model  # a scripted model has no get_submodule
+    where = f"module {name or '(root)'!r} ({type(inside).__name__})"
     if failed and failed[0] in causes:
         where += f", operator {failed[1]}"
     message = str(error).splitlines()[0].removesuffix(".") if str(error) else repr(error)

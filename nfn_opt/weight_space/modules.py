@@ -77,11 +77,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def module_paths(model: nn.Module) -> Iterator[list[str]]:
     """Keep a list of the dotted names of the modules that are running, innermost last.
 
-    A module that raises stays on the list, so that an error can name it.
+    A module that raises stays on the list, so that an error can name it. Scripted modules take no hooks; they count as
+    a part of the module around them.
     """
     path: list[str] = []
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         handles.append(module.register_forward_pre_hook(lambda *_, n=name: path.append(n)))
         handles.append(module.register_forward_hook(lambda *_: (path.pop(), None)[1]))
     try:

@@ -158,6 +158,16 @@ def test_values_that_are_not_tensors() -> None:
         SPACE.from_features(changed(FEATURES, Tensor.numpy))
 
 
+def test_values_of_another_type() -> None:
+    with pytest.raises(TypeError, match=r"tensors is a Sequential, expected a dict .* model.state_dict\(\)"):
+        SPACE.permute(between(nn.ReLU()), NOTHING)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="permutation is a dict, expected a Permutation"):
+        SPACE.permute(STATE, {"h1": torch.arange(6)})  # type: ignore[arg-type]
+    for indices, kind in (([5, 4, 3, 2, 1, 0], "list"), (torch.arange(6.0), "torch.float32")):
+        with pytest.raises(TypeError, match=f"indices of group 'h1' are {kind}, expected a tensor of whole"):
+            SPACE.permute(STATE, Permutation({"h1": indices}))  # type: ignore[dict-item]
+
+
 def test_unknown_parameter() -> None:
     with pytest.raises(KeyError, match=r"no parameter '1.weight' in this weight space; it has 0.weight"):
         SPACE["1.weight"]

@@ -249,6 +249,17 @@ def test_a_failing_model_is_left_as_it_was() -> None:
     assert all(module.training and not module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_modules() -> None:
+    model = randomised(nn.Sequential(torch.jit.script(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2)))
+    space = WeightSpace.from_module(model, draw(2, 3))
+    assert space.groups == {"h1": 6}
+    assert space.verify(model, draw(2, 3)) < 1e-10
+    assert not model._forward_pre_hooks
+    with pytest.raises(ValueError, match=r"in module '\(root\)' .*WeightSpace\.from_axes"):
+        WeightSpace.from_module(torch.jit.script(between()), draw(2, 3))
+
+
 class HooksItself(nn.Module):
     """Adds a hook in its first forward pass, and remembers that it did."""
 
