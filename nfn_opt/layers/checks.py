@@ -30,8 +30,13 @@ def check_input(
     Raises:
         ValueError: If something does not fit. The message names the parameter; where the features belong to another
             weight space, it says whether a layer with ``sharing="by_relation"`` takes them.
-        TypeError: If a feature is not a tensor.
+        TypeError: If the features are no dict, or one of them is not a tensor.
     """
+    if not isinstance(features, Mapping):
+        raise TypeError(
+            f"features is a {type(features).__name__}, expected weight features, a dict {{name: (B, *axes, C)}}; "
+            "build them with space.features([model, ...])"
+        )
     if not _fits(space.parameters, features, channels):
         _refuse(space, features, channels)
     if weight is None:

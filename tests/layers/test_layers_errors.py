@@ -110,3 +110,10 @@ def test_other_options(space: WeightSpace) -> None:
         PositionEncoding(space, 0)
     with pytest.raises(ValueError, match="reduction is 'median', expected 'mean', 'sum' or 'max'"):
         InvariantPool(space, "median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 3), None, nn.Linear(2, 3)])
+def test_features_that_are_no_dict(given: object) -> None:
+    layer = NFLinear(WeightSpace.independent({"w": torch.zeros(2, 3)}), 1, 1)
+    with pytest.raises(TypeError, match=rf"features is a {type(given).__name__}, expected weight features"):
+        layer(given)
