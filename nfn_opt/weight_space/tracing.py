@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import lgamma
 from typing import Any
 
 import torch
@@ -257,8 +258,18 @@ def trace_module(model: nn.Module, example_inputs: Any, *, symmetry: str) -> dic
     found = _trace(model, arguments, {})
     # Where entries of an axis were picked, what lies behind each may differ: trace again with that in mind.
     hints = find_hints(found.traced)
-    found = _trace(model, arguments, hints) if hints else found
-    return assemble(model, found.traced, found.inputs, found.outputs, found.tracer, symmetry)
+    spaces = [assemble(model, **vars(found), symmetry=symmetry)]
+    if hints:
+        again = _trace(model, arguments, hints)
+        spaces.insert(0, assemble(model, **vars(again), symmetry=symmetry))
+    return max(spaces, key=_log_order)
+
+
+def _log_order(space: Mapping[str, Any]) -> float:
+    """Logarithm of the number of permutations of a space, rounded so that equal ones are."""
+    leaves = (axis for spec in (*space["parameters"], *space["buffers"]) for axis in spec.leaves())
+    sizes = {axis.name: axis.size for axis in leaves if axis.permutable}
+    return round(sum(lgamma(size + 1) for size in sizes.values()), 6)
 
 
 @dataclass

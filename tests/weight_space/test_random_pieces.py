@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfn_opt.weight_space import Symmetry, operators
+from nfn_opt.weight_space import Symmetry, WeightSpace, operators
 from nfn_opt.weight_space.traced import TracedTensor, fresh
-from tests.weight_space.programs import Operator, RandomProgram, is_sound
+from tests.weight_space.programs import Operator, RandomProgram, is_sound, program
 
 
 def linear(p: RandomProgram, h: Tensor, d: int) -> Tensor:
@@ -196,6 +196,12 @@ OPERATORS: list[Operator] = [
 @pytest.mark.parametrize("first", range(0, 200, 20))
 def test_no_symmetry_is_invented(first: int, symmetry: Symmetry) -> None:
     assert [seed for seed in range(first, first + 20) if not is_sound(seed, OPERATORS, symmetry)] == []
+
+
+def test_telling_packed_things_apart_loses_no_symmetry() -> None:
+    model, x = program(429, OPERATORS)  # cut across what is packed, which telling it apart cannot follow
+    space = WeightSpace.from_module(model, x, symmetry="all")
+    assert space.groups == {"out1": 2, "in1": 2}
 
 
 @pytest.mark.parametrize("name", ["cat", "split", "slice", "stack", "select", "glu", "gather"])
