@@ -116,8 +116,16 @@ def plain_kernels() -> Iterator[None]:
 def moving_buffers(model: nn.Module) -> set[str]:
     """Names of buffers that are computed from the weights and follow their neurons: those of spectral norms."""
     return {
-        f"{prefix}.{name}"
+        f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
-        if type(module).__name__ == "_SpectralNorm"
-        for name, _ in module.named_buffers(recurse=False)
+        for name in _spectral_vectors(module)
     }
+
+
+def _spectral_vectors(module: nn.Module) -> Iterator[str]:
+    """The singular vectors that a module keeps, as a parametrization or for its own hooks."""
+    if type(module).__name__ == "_SpectralNorm":
+        yield from (name for name, _ in module.named_buffers(recurse=False))
+    for hook in getattr(module, "_forward_pre_hooks", {}).values():
+        if type(hook).__name__ == "SpectralNorm" and type(hook).__module__.startswith("torch.nn.utils"):
+            yield from (f"{hook.name}_u", f"{hook.name}_v")

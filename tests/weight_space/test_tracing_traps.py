@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from nfn_opt.weight_space import Symmetry, WeightSpace
 from tests.weight_space.models import Program, between, check, draw, randomised, two_layers
@@ -140,6 +140,16 @@ def test_the_vectors_of_a_spectral_norm_move_with_its_neurons() -> None:
     assert space.groups == {"h1": 6, "h2": 6}
     moved = {spec.name: spec.axes[0].name for spec in space.buffers}
     assert moved == {"2.parametrizations.weight.0._u": "h2", "2.parametrizations.weight.0._v": "h1"}
+
+
+def test_the_vectors_of_a_spectral_norm_by_hooks_move_too() -> None:
+    convolution = spectral_norm(nn.Conv2d(5, 6, 3))
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Tanh(), convolution, nn.Flatten(), nn.Linear(6, 2))
+    space = check(model.eval(), draw(2, 3, 5, 5))
+    assert space.groups == {"h1": 5, "h2": 6}
+    assert [str(spec) for spec in space.buffers] == ["2.weight_u (h2:6)", "2.weight_v (h1:5, 9)"]
+    alone = WeightSpace.from_module(spectral_norm(nn.Linear(3, 4)), draw(2, 3), symmetry="all")
+    assert alone.groups == {"out1": 4, "in1": 3}
 
 
 def test_one_tensor_given_twice_is_two_inputs() -> None:
