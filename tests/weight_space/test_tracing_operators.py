@@ -13,7 +13,7 @@ from torch.nn.modules import activation
 from torch.nn.utils import parametrizations
 
 from nfn_opt.weight_space import WeightSpace
-from tests.weight_space.models import Program, between, check, draw, two_layers
+from tests.weight_space.models import Program, between, check, draw, two_layers, views
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Threshold": (0.1, 20.0),
@@ -188,3 +188,20 @@ def test_models_of_other_dtypes(dtype: torch.dtype) -> None:
 def test_models_on_the_meta_device() -> None:
     model = between(nn.Tanh()).to("meta")
     assert WeightSpace.from_module(model, torch.zeros(2, 3, device="meta")).groups == {"h1": 6}
+
+
+def test_rotary_positions_by_complex_numbers() -> None:
+    def rotated(h: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(h.double().unflatten(-1, (-1, 2)))
+        angles = torch.outer(torch.arange(5.0), torch.tensor([1.0, 0.1])).double()
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (3, 4)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+        h = F.scaled_dot_product_attention(rotated(q), rotated(k), v.double())
+        return m.o(h.transpose(1, 2).flatten(2).to(x.dtype))
+
+    layers = {name: nn.Linear(6, 12) for name in "qkv"}
+    space = check(Program(forward, **layers, o=nn.Linear(12, 6)), draw(2, 5, 6))
+    assert sorted(space.groups.values()) == [3, 4]  # the heads, and the width of the values
+    assert views(space)[0] == "q.weight (h1:3, 4, 6)"

@@ -29,6 +29,10 @@ _HEAD = """\
     its data or because it computes outside of PyTorch, or where too much is missed, describe it by hand with
     `WeightSpace.from_axes`: the names of the axes of every parameter. `space.verify(model, inputs)` checks either
     kind of space on the model itself.
+
+    Known to be missed: what is packed as the *minor* factor of an axis, as queries, keys and values are by
+    `qkv.view(batch, tokens, heads, width, 3)`. They then have the symmetry of their width in common; packed as a
+    factor before the width, each may have its own.
 """
 
 

@@ -7,7 +7,7 @@ from math import prod
 from operator import mul
 
 from nfn_opt.weight_space.atoms import Factors, count, flat_segments, regroup
-from nfn_opt.weight_space.operators.call import Call, Results, rule
+from nfn_opt.weight_space.operators.call import Call, Results, plain, rule
 from nfn_opt.weight_space.traced import TracedAxis, TracedTensor, fresh
 
 
@@ -155,6 +155,20 @@ def repeat(call: Call) -> list[TracedAxis]:
     copies = fresh(times)
     axes = [TracedAxis()] * (len(times) - len(axes)) + list(axes)
     return [TracedAxis((*c.atoms, *a.atoms)) for c, a in zip(copies, axes, strict=True)]
+
+
+@rule("view_as_complex", "view_as_complex_copy", treats="axes")
+def complex_numbers(call: Call) -> list[TracedAxis]:
+    """Real and imaginary parts along the last axis, which is ordered, become one number."""
+    axes = call.axes(0)
+    call.fix(axes[-1])
+    return [plain(axis) for axis in axes[:-1]]
+
+
+@rule("view_as_real", "view_as_real_copy", treats="axes")
+def real_numbers(call: Call) -> list[TracedAxis]:
+    """A new ordered last axis of real and imaginary parts."""
+    return [*map(plain, call.axes(0)), *call.ordered((2,))]
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
