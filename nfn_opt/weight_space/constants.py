@@ -29,6 +29,7 @@ class Constants:
         self._uniform: dict[int, Tensor] = {}
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
+        self._lent: dict[int, Tensor] = {}
 
     # Uniform tensors
 
@@ -66,22 +67,39 @@ class Constants:
 
     # Values
 
+    def lend(self, fake: Tensor, real: Tensor) -> None:
+        """Enter the value of a tensor that is somebody else's, and may be read but not written into."""
+        if real.numel() <= MOST_ENTRIES:
+            self._lent[_memory(real)] = real
+            self._values[id(fake)] = fake, real
+
     def value(self, tensor: Tensor) -> Tensor | None:
-        """The constant itself, if it is known."""
+        """The constant itself, if it is known; of tensors made elsewhere, only numbers and masks are looked at."""
+        plain = not isinstance(tensor, FakeTensor | torch.nn.Parameter) and not tensor.requires_grad
+        if plain and tensor.dtype is torch.bool and tensor.dim():
+            self.lend(tensor, tensor)
         if id(tensor) in self._values:
             real = self._values[id(tensor)][1]
             return None if _memory(real) in self._overwritten else real
-        plain = not isinstance(tensor, FakeTensor | torch.nn.Parameter) and not tensor.requires_grad
         return tensor if plain and tensor.dim() == 0 else None
+
+    def numbers(self, mask: Tensor) -> tuple[Tensor, ...] | None:
+        """Where the entries of a mask are true, along each of its axes, if its value is known."""
+        value = self.value(mask)
+        if value is None:
+            return None
+        with _disable_current_modes():
+            return value.nonzero(as_tuple=True)
 
     def evaluate(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What an operator gives for the values of its arguments, ``None`` if they are not known."""
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         values = {id(x): self.value(x) for x in given}
-        if any(value is None for value in values.values()) or torch.Tag.nondeterministic_seeded in func.tags:
-            for tensor in _written(func, args, kwargs):
-                if (value := self.value(tensor)) is not None:
-                    self._overwritten.add(_memory(value))
+        written = [value for x in _written(func, args, kwargs) if (value := self.value(x)) is not None]
+        unknown = any(value is None for value in values.values())
+        lent = any(_memory(value) in self._lent for value in written)
+        if unknown or lent or torch.Tag.nondeterministic_seeded in func.tags:
+            self._overwritten.update(map(_memory, written))
             return None
         args, kwargs = tree_map_only(Tensor, lambda x: values[id(x)], (args, kwargs))
         with _disable_current_modes():

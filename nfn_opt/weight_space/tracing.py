@@ -38,6 +38,7 @@ from nfn_opt.weight_space.modules import (
 from nfn_opt.weight_space.packing import Hints, find_hints, parameter_axes
 from nfn_opt.weight_space.traced import TracedAxis, TracedTensor, fresh
 
+_INDEXING = {torch.ops.aten.index, torch.ops.aten._unsafe_index}
 _NORMS = {packet for packet, rule in operators.RULES.items() if rule is operators.batch_norm}
 
 
@@ -55,8 +56,9 @@ class SymmetryTracer(TorchDispatchMode):
         failed: The last error that an operator raised, and the operator's name.
     """
 
-    def __init__(self, module_path: list[str], moving: Collection[str] = ()) -> None:
+    def __init__(self, fake: FakeTensorMode, module_path: list[str], moving: Collection[str] = ()) -> None:
         super().__init__()
+        self._fake = fake
         self._moving = moving
         self.roles: dict[tuple[str, int], str] = {}
         self.used: set[str] = set()
@@ -78,6 +80,8 @@ class SymmetryTracer(TorchDispatchMode):
         """Enter a parameter or buffer: the fake one that stands for it, and the memory of the real one."""
         self.register(fake, traced)
         self._names[id(fake)] = name
+        if traced.buffer and real.dtype is torch.bool:
+            self._constants.lend(fake, real)
         if real.layout is torch.strided:
             self._storages[real.untyped_storage()._cdata] = traced
 
@@ -105,6 +109,7 @@ class SymmetryTracer(TorchDispatchMode):
         rule = operators.find_rule(func)
         if rule is None and (out := self._taken_apart(func, args, kwargs)) is not NotImplemented:
             return out
+        args = self._without_masks(func, args)
         former_stride = args[0].stride() if torch.Tag.inplace_view in func.tags else None
         out = self._run(func, args, kwargs)
         results = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
@@ -128,6 +133,24 @@ class SymmetryTracer(TorchDispatchMode):
             self._note_uniform(func, rule, args, kwargs, results)
         return out
 
+    def _without_masks(self, func: Any, args: Any) -> Any:
+        """The arguments of an indexing, with the numbers of the entries that they choose for constant masks."""
+        if getattr(func, "overloadpacket", None) not in _INDEXING:
+            return args
+        indices: list[Tensor | None] = []
+        for index in args[1]:
+            mask = isinstance(index, Tensor) and index.dtype is torch.bool
+            numbers = self._constants.numbers(index) if mask else None
+            if numbers is None:
+                indices.append(index)
+                continue
+            self._note_use(func, [index])
+            for number in numbers:
+                fake = self._fake.from_tensor(number)
+                self.register(fake, TracedTensor(fresh(fake.shape, "chosen by a mask")))
+                indices.append(fake)
+        return (args[0], indices, *args[2:])
+
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator on fake tensors, and on the values of constants; these answer what fake ones cannot."""
         try:
@@ -136,8 +159,7 @@ class SymmetryTracer(TorchDispatchMode):
             if (out := self._constants.evaluate(func, args, kwargs)) is None:
                 self.failed = error, str(func).rsplit(".", 1)[0]
                 raise
-            mode = next(x.fake_mode for x in tree_leaves((args, kwargs)) if isinstance(x, FakeTensor))
-            return tree_map_only(Tensor, mode.from_tensor, out)
+            return tree_map_only(Tensor, self._fake.from_tensor, out)
         except Exception as error:
             self.failed = error, str(func).rsplit(".", 1)[0]
             raise
@@ -286,7 +308,7 @@ def _trace(model: nn.Module, arguments: Any, hints: Hints) -> _Trace:
     """Run the model once on fake tensors and watch it."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with module_paths(model) as path, evaluation_mode(model), _quiet(), plain_kernels():
-        tracer = SymmetryTracer(path, moving_buffers(model))
+        tracer = SymmetryTracer(fake, path, moving_buffers(model))
         tensors, traced = _fake_tensors(model, fake, tracer, hints)
         # Detached, a tensor that is given twice becomes two inputs.
         args, kwargs = tree_map_only(Tensor, lambda t: fake.from_tensor(t.detach()), arguments)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfn_opt.weight_space import Symmetry
-from tests.weight_space.models import Program, check, draw
+from nfn_opt.weight_space import Symmetry, WeightSpace
+from tests.weight_space.models import Program, check, draw, two_layers
 
 Forward = Callable[[Any, Tensor], Tensor]
 ORDERS = [(3, 2, 4), (2, 3, 4), (2, 4, 3)]
@@ -207,3 +207,42 @@ def test_pieces_and_constants(name: str, symmetry: Symmetry) -> None:
     forward, groups = CASES[name]
     space = check(Program(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2)), draw(2, 3), symmetry)
     assert [size for group, size in space.groups.items() if group.startswith("h")] == groups
+
+
+RAMP, MASK = torch.arange(6.0), torch.tensor([True, False, True, True, False, True])
+
+
+def masked_later(m: Any, x: Tensor) -> Tensor:
+    mask = m.mask.clone()
+    mask[0] = mask[1]
+    return m.b(m.a(x)) + m.a(x)[:, mask][:, :2]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.b(m.a(x)) + m.a(x)[:, MASK][:, :2],
+        lambda m, x: m.b(m.a(x)) + m.a(x)[:, m.mask][:, :2],
+        lambda m, x: m.b(m.a(x)) + m.a(x)[:, torch.arange(6) % 3 == 0],
+        lambda m, x: m.b(m.a(x)) + m.a(x)[torch.ones(2, 6, dtype=torch.bool).tril()][:2],
+        lambda m, x: m.b(m.a(x)) + RAMP[MASK][:2].to(x.dtype) * m.a(x)[:, :2],
+        masked_later,
+    ],
+)
+def test_entries_chosen_by_a_constant_mask_keep_their_order(forward: Callable[[Any, Tensor], Tensor]) -> None:
+    model = two_layers(lambda m, x: m.c(forward(m, x)), c=nn.Linear(2, 5), mask=MASK.clone())
+    model = nn.Sequential(model, nn.Tanh(), nn.Linear(5, 2))
+    groups = check(model, draw(2, 3)).groups
+    assert 5 in groups.values()
+    assert 6 not in groups.values()
+    assert model[0].mask.tolist() == MASK.tolist()
+
+
+def test_a_mask_that_is_written_into_by_unknown_values_is_unknown() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.mask[0] = x[0, 0] > 0
+        return m.b(m.a(x)) + m.a(x)[:, m.mask][:, :2]
+
+    model = two_layers(forward, mask=MASK.clone())
+    with pytest.raises(ValueError, match="selection by a mask"):
+        WeightSpace.from_module(model, draw(2, 3))
