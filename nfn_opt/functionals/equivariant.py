@@ -58,9 +58,14 @@ class EquivariantFunctional(nn.Module):
     """
 
     def __init__(
-        self, space: WeightSpace, config: EquivariantConfig, *, generator: torch.Generator | None = None
+        self,
+        space: WeightSpace,
+        config: EquivariantConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        config = config or EquivariantConfig()
         self.space, self.config = space, config
         layers, channels = body(space, config, generator)
         last = scaled_linear(space, channels, config.out_channels, config, generator)

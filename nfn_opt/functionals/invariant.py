@@ -77,9 +77,14 @@ class InvariantFunctional(nn.Module):
     """
 
     def __init__(
-        self, space: WeightSpace, config: InvariantConfig, *, generator: torch.Generator | None = None
+        self,
+        space: WeightSpace,
+        config: InvariantConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        config = config or InvariantConfig()
         self.space, self.config = space, config
         layers, channels = body(space, config, generator)
         pool = _pool(space, config, channels, generator)

@@ -109,6 +109,8 @@ class NFAttention(Compilable):
         plan = self._plan_of(space)
         space = space or self.space
         check_input(space, features, self.channels, self.query_bias)
+        if not features[space.names[0]].shape[0]:
+            return {name: features[name].clone() for name in space.names}  # no network, nothing to attend to
         result: Features = self._call(self._map, dict(features), space.cells, plan)
         return result
 

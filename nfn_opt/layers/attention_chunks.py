@@ -24,6 +24,8 @@ from nfn_opt.layers.pool import empty
 LARGE = 1 << 23
 """Bytes from which on new memory is asked for in large pages."""
 
+_SMALL = 1 << 18
+
 CHUNK_BYTES = 3 << 23
 """Bytes of queries, keys, values and tokens that are worked on at a time."""
 
@@ -166,12 +168,11 @@ def _forward(
         scale = 1.0 / math.sqrt(key.shape[-1])
         scores = buffers.empty("scores", i, (batch * heads, group.tokens, group.tokens))
         torch.baddbmm(scores, query, key.mT, beta=0, alpha=scale, out=scores)
-        weights = torch.softmax(scores, -1, out=buffers.empty("weights", i, scores.shape))
         chunk.tokens.append(tokens)
-        chunk.weights.append(weights)
+        chunk.weights.append(torch.softmax(scores, -1, out=scores))
         if mix:
             mixed = buffers.empty("mixed tokens", 0, (1, *shape[1:]))
-            _product(weights, value, _flat(mixed, group)[0], group)
+            _product(chunk.weights[i], value, _flat(mixed, group)[0], group)
             scatter(plan, group, mixed, chunk.mixed, written)
     return chunk
 
@@ -212,6 +213,8 @@ class _Attend(torch.autograd.Function):
             _write(call, chunk, [m[part] for m in added], projections, [out[part] for out in outputs])
         ctx.call, ctx.count = call, count
         ctx.chunk = chunk if keep else None
+        if chunk is not None and projections[0].out is None:
+            chunk.mixed = []  # its gradients do not need it
         ctx.save_for_backward(*tensors, *means)
         return outputs
 
@@ -221,7 +224,8 @@ class _Attend(torch.autograd.Function):
         tensors, means = ctx.saved_tensors[:-count], ctx.saved_tensors[-count:]
         if torch.is_grad_enabled():
             return None, None, *_differentiable(call, count, tensors, needed, gradients)
-        totals = _Backward(call, tensors[:count], tensors[count:], means, gradients).run(ctx.chunk)
+        kept, ctx.chunk = ctx.chunk, None  # used up; a second backward pass computes it again
+        totals = _Backward(call, tensors[:count], tensors[count:], means, gradients).run(kept)
         return None, None, *(t if need else None for t, need in zip(totals, needed, strict=True))
 
 
@@ -233,6 +237,26 @@ def _differentiable(
     wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
     results = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=True))
     return [next(results) if need else None for need in needed]
+
+
+class _Sum:
+    """A sum of products over networks: for small ones of each network apart, in one call; for large ones at once."""
+
+    def __init__(self, like: Tensor, count: int) -> None:
+        self._apart = count * like.numel() <= _SMALL
+        self._sum = like.new_zeros(count, *like.shape) if self._apart else torch.zeros_like(like)
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add the products of the matrices of some networks."""
+        if self._apart:
+            self._sum[: len(left)].baddbmm_(left, right)
+            return
+        for one, other in zip(left, right, strict=True):
+            self._sum.addmm_(one, other)
+
+    def total(self) -> Tensor:
+        """The sum."""
+        return self._sum.sum(0) if self._apart else self._sum
 
 
 class _Backward:
@@ -248,7 +272,7 @@ class _Backward:
     ) -> None:
         self.call, self.inputs, self.gradients = call, inputs, gradients
         self.projections = call.projections(weights)
-        self.of_inputs = [empty(x.shape, x, LARGE) for x in inputs]
+        self.of_inputs: list[Tensor] = []
         self.buffers = _Buffers(inputs[0])
         self._start(weights, means)
 
@@ -270,8 +294,8 @@ class _Backward:
         self.fields = step
         count = min(self.call.chunk, len(self.inputs[0]))
         owners = weights[::step]
-        self.products = [w.new_zeros(count, *w.shape) for w in owners]
-        self.back_products = [w.new_zeros(count, *w.shape) for w in weights[4::step]] if step > 4 else []
+        self.products = [_Sum(w, count) for w in owners]
+        self.back_products = [_Sum(w, count) for w in weights[4::step]] if step > 4 else []
 
     def run(self, kept: _Chunk | None) -> list[Tensor]:
         """All gradients, inputs first."""
@@ -281,9 +305,9 @@ class _Backward:
             chunk = kept or _forward(self.call, inputs, self.projections, self.buffers, mix)
             self._one(part, inputs, chunk)
         for owner, product in enumerate(self.products):
-            self.of_weights[owner * self.fields] += product.sum(0)
+            self.of_weights[owner * self.fields] += product.total()
         for owner, product in enumerate(self.back_products):
-            self.of_weights[owner * self.fields + 4] += product.sum(0)
+            self.of_weights[owner * self.fields + 4] += product.total()
         return [*self.of_inputs, *self.of_weights]
 
     def _one(self, part: slice, inputs: list[Tensor], chunk: _Chunk) -> None:
@@ -294,12 +318,19 @@ class _Backward:
             buffers.empty("of projected", i, (batch, 3 * channels, x.shape[1])) for i, x in enumerate(inputs)
         ]
         written: set[int] = set()
-        for i, group in enumerate(plan.groups):
+        # The group with most tokens comes last, when the others' tokens are gone.
+        for i in sorted(range(len(plan.groups)), key=lambda i: plan.groups[i].tokens):
+            group = plan.groups[i]
             shape = group.shape(3, batch, self.call.heads, channels)
             gradient = gather(plan, group, of_mixed, buffers.empty("gradient", 0, (1, *shape[1:])))
             of_tokens = buffers.empty("of tokens", 0, shape)
-            _backward(chunk.tokens[i], chunk.weights[i], gradient, of_tokens, group)
+            of_scores = buffers.empty("of scores", 0, chunk.weights[i].shape)
+            tokens = chunk.tokens[i]
+            _backward(tokens, chunk.weights[i], gradient, of_tokens, of_scores, group)
             scatter(plan, group, of_tokens, of_projected, written)
+            chunk.tokens[i] = chunk.weights[i] = tokens = of_scores.new_empty(0)
+        if not self.of_inputs:
+            self.of_inputs = [empty(x.shape, x, LARGE) for x in self.inputs]
         for i, x in enumerate(inputs):
             self._through_projection(i, part, x, of_projected[i])
 
@@ -311,8 +342,7 @@ class _Backward:
         if back is None:
             return of_mixed.copy_(gradient.mT)
         if self.call.plan.layouts[i].attended:
-            product = self.back_products[i][: len(gradient)]
-            product.baddbmm_(gradient.mT, chunk.mixed[i].mT)
+            self.back_products[i].add(gradient.mT, chunk.mixed[i].mT)
         return torch.bmm(back.mT.expand(len(gradient), -1, -1), gradient.mT, out=of_mixed)
 
     def _through_projection(self, i: int, part: slice, x: Tensor, gradient: Tensor) -> None:
@@ -324,7 +354,7 @@ class _Backward:
         projection = self.projections[i]
         torch.baddbmm(of_mean, gradient.mT, projection.weight.expand(len(x), -1, -1), out=out)
         owner = 0 if self.call.shared else i
-        self.products[owner][: len(x)].baddbmm_(gradient, x)
+        self.products[owner].add(gradient, x)
         biases = gradient.sum((0, 2)).chunk(3)
         first = owner * self.fields
         self.of_weights[first + 1] = self.of_weights[first + 1] + biases[0]
@@ -333,14 +363,22 @@ class _Backward:
             self.of_weights[first + 3] = self.of_weights[first + 3] + biases[1]
 
 
-def _backward(tokens: Tensor, weights: Tensor, gradient: Tensor, of_tokens: Tensor, group: AxisGroup) -> None:
+def _backward(
+    tokens: Tensor,
+    weights: Tensor,
+    gradient: Tensor,
+    of_tokens: Tensor,
+    of_scores: Tensor,
+    group: AxisGroup,
+) -> None:
     """Write the gradients of queries, keys and values from that of the mixed values."""
     query, key, value = _flat(tokens, group)
     of_query, of_key, of_value = _flat(of_tokens, group)
     of_mixed = _flat(gradient, group)[0]
     scale = 1.0 / math.sqrt(key.shape[-1])
     _product(weights.mT, of_mixed, of_value, group)
-    of_weights = torch.bmm(of_mixed, value.mT)
-    of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+    torch.bmm(of_mixed, value.mT, out=of_scores)
+    softmax_backward = torch.ops.aten._softmax_backward_data.out
+    softmax_backward(of_scores, weights, -1, weights.dtype, grad_input=of_scores)
     _product(of_scores, key, of_query, group, scale)
     _product(of_scores.mT, query, of_key, group, scale)

@@ -41,6 +41,7 @@ class GaussianFourierFeatures(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        _check_positive(in_channels=in_channels, frequencies=frequencies, scale=scale)
         self.register_buffer(
             "frequency_matrix", scale * torch.randn(in_channels, frequencies, generator=generator)
         )
@@ -54,7 +55,8 @@ class GaussianFourierFeatures(nn.Module):
         """Map ``{name: (B, *axes, in_channels)}`` to ``{name: (B, *axes, 2 * frequencies)}``."""
         encoded: Features = {}
         for name, tensor in features.items():
-            phase = (2 * math.pi) * (tensor @ self.frequency_matrix)
+            with torch.autocast(tensor.device.type, enabled=False):  # half precision would lose the phase
+                phase = (2 * math.pi) * (tensor.to(self.frequency_matrix.dtype) @ self.frequency_matrix)
             encoded[name] = torch.cat([phase.sin(), phase.cos()], dim=-1)
         return encoded
 
@@ -177,6 +179,7 @@ class PositionEmbedding(nn.Module):
         self, space: WeightSpace, channels: int, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
+        _check_positive(channels=channels)
         self.space = space
         cells = space.cells.space
         ordered = _ordered(cells)
@@ -200,3 +203,9 @@ class PositionEmbedding(nn.Module):
                     tensor = tensor + _broadcast(self.axis_tables[self.keys[axis.name]], position, spec)
             embedded[spec.name] = tensor
         return self.space.cells.join(embedded)
+
+
+def _check_positive(**options: float) -> None:
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f"{name} is {value}, expected a positive number")

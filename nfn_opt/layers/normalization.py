@@ -27,6 +27,10 @@ class ChannelNorm(Pointwise):
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        if channels < 1:
+            raise ValueError(
+                f"channels is {channels}, expected at least 1; give the number of feature channels"
+            )
         super().__init__(nn.LayerNorm(channels, eps=eps))
 
 

@@ -10,11 +10,11 @@ Fixed axes count as if they could be permuted; break that with an encoding of po
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, permutations
+from itertools import accumulate, combinations, permutations
 
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.weight_space import TensorSpec, WeightSpace
@@ -80,6 +80,11 @@ def _kind(spec: TensorSpec, rank: Mapping[str, int]) -> _Kind:
         axes = [i for i, axis in enumerate(spec.axes) if axis.role == role]
         moving = sorted((i for i in axes if spec.axes[i].permutable), key=lambda i: rank[spec.axes[i].name])
         sides.append(tuple(moving or axes[:1]))
+    if not any(spec.axes[i].permutable for side in sides for i in side):
+        moving = sorted(
+            (i for i, axis in enumerate(spec.axes) if axis.permutable), key=lambda i: rank[spec.axes[i].name]
+        )
+        sides = [tuple(moving), ()] if moving else sides
     if not any(sides) and spec.axes:
         return _Kind(spec, (0,), ())
     return _Kind(spec, *sides) if sides[0] else _Kind(spec, sides[1], ())
@@ -101,9 +106,8 @@ def _patterns(kind: _Kind, shared: Mapping[tuple[str, ...], set[tuple[str, ...]]
         if side:
             found.append(((letter,), _pattern(kind, side)))
         for names in sorted(shared.get(kind.groups(side), ())):
-            found.append(
-                ((letter,), _pattern(kind, tuple(i for i in side if kind.spec.axes[i].name in names)))
-            )
+            chosen = [kept for kept in combinations(side, len(names)) if kind.groups(kept) == names]
+            found += [((letter,), _pattern(kind, kept)) for kept in chosen]
     if not kind.into:
         return found
     found.append((("o", "i"), _pattern(kind, kind.main)))
@@ -127,7 +131,7 @@ def _shared(kinds: Iterable[_Kind]) -> dict[tuple[str, ...], set[tuple[str, ...]
     shared: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
     for left in several:
         for right in sides:
-            common = tuple(name for name in left if name in right)
+            common = tuple(sorted((Counter(left) & Counter(right)).elements(), key=left.index))
             for side in (left, right):
                 if common and len(common) < len(side):
                     shared[side].add(common)
@@ -192,6 +196,9 @@ class Writing:
 _Class = tuple[str, tuple[str, ...]]
 """Kind of a tensor and names of the indices that are read."""
 
+_Member = tuple[str, int]
+"""Name of a tensor, and which of its patterns with these indices: one group may act twice on a side."""
+
 
 @lru_cache(maxsize=256)
 def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
@@ -201,11 +208,13 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
     kinds = [_kind(spec, rank) for spec in space.parameters]
     shared = _shared(kinds)
     patterns = {kind.spec.name: _patterns(kind, shared) for kind in kinds}
-    classes: dict[tuple[str, ...], dict[_Class, dict[str, Pattern]]] = defaultdict(lambda: defaultdict(dict))
+    classes: dict[tuple[str, ...], dict[_Class, dict[_Member, Pattern]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for kind in kinds:
-        for letters, pattern in patterns[kind.spec.name]:
+        for nth, (letters, pattern) in _numbered(patterns[kind.spec.name]):
             for read, reading in _reorderings(kind, letters, pattern):
-                classes[reading.signature][kind.name, read][kind.spec.name] = reading
+                classes[reading.signature][kind.name, read][kind.spec.name, nth] = reading
     groups = {
         signature: [
             (number, name, members, tuple(members.values()))
@@ -216,12 +225,13 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
     first = dict(zip(groups, accumulate((len(same) for same in groups.values()), initial=0), strict=False))
     writings = []
     for kind in kinds:
-        for letters, pattern in patterns[kind.spec.name]:
+        for nth, (letters, pattern) in _numbered(patterns[kind.spec.name]):
             whole = bool(kind.rest) and len(pattern.connected) == len(kind.main)
             some = len(letters) == 1 and pattern.connected and len(pattern.connected) < kind.side(letters[0])
             sources: list[tuple[int, Source]] = []
             for number, (name, read), members, readings in groups[pattern.signature]:
-                group, own = first[pattern.signature] + number, members.get(kind.spec.name)
+                group = first[pattern.signature] + number
+                own = members.get((kind.spec.name, nth)) or members.get((kind.spec.name, 0))
                 own = own if name == kind.name else None
                 itself = _relation(name, read, kind, letters, same=True)
                 if itself is not None and own is not None and not whole and not some:
@@ -238,6 +248,14 @@ def plan_by_relation(space: WeightSpace) -> tuple[Writing, ...]:
             assert itself is not None
             writings.append(Writing(kind.name, pattern, ((itself, Source((pattern,), -1)),)))
     return tuple(sorted(writings, key=lambda writing: -len(writing.pattern.connected)))
+
+
+def _numbered(patterns: list[_Read]) -> Iterator[tuple[int, _Read]]:
+    """The patterns of a tensor, those with the same names of indices and groups counted."""
+    seen: Counter[tuple[tuple[str, ...], tuple[str, ...]]] = Counter()
+    for letters, pattern in patterns:
+        yield seen[letters, pattern.signature], (letters, pattern)
+        seen[letters, pattern.signature] += 1
 
 
 def _reorderings(kind: _Kind, letters: tuple[str, ...], pattern: Pattern) -> list[_Read]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfn_opt.layers.attention import AttentionSharing, NFAttention, check_dropout
+from nfn_opt.layers.checks import check_input
 from nfn_opt.weight_space import Features, WeightSpace
 
 _BRANCH = 0.25
@@ -72,6 +73,7 @@ class NFTransformerBlock(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Features:
         """Map weight features of ``space``, by default the one given at construction."""
+        check_input(space or self.attention.space, features, self.attention.channels, self.narrow.weight)
         normed = {name: self.attention_norm(tensor) for name, tensor in features.items()}
         attended = self.attention(normed, space)
         return {name: self._mlp(tensor + attended[name]) for name, tensor in features.items()}
