@@ -33,7 +33,7 @@ def assemble(
     _fix_unmoved(model, traced, tracer.used, stored)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     seen = [*tracer.runs, *(whole(tensor.axes) for tensor in (*traced.values(), *inputs, *outputs))]
-    _fix_left_over(seen, traced, [*inputs, *outputs])
+    _fix_left_over(seen, tracer.read, traced, [*inputs, *outputs])
     namer = _Namer(tracer.roles, join(seen, [traced[name] for name in shapes]))
     parameters = tuple(namer.spec(name, shape, traced[name]) for name, shape in shapes.items())
     buffers = tuple(
@@ -76,9 +76,16 @@ def _fix_unmoved(
             fix_all(axis.atoms, f"buffer {name!r} is not in the state_dict")
 
 
-def _fix_left_over(seen: list[Run], traced: dict[str, TracedTensor], ends: list[TracedTensor]) -> None:
-    """Fix what slices have cut off and no operator has touched."""
+def _fix_left_over(
+    seen: list[Run],
+    read: list[tuple[Factors, Factors]],
+    traced: dict[str, TracedTensor],
+    ends: list[TracedTensor],
+) -> None:
+    """Fix what slices have cut off: what no operator has touched on its own, or has summed over with the rest."""
     used = {root for atoms, _ in seen for root in resolve(atoms)}
+    for given, results in read:
+        used.update(set(primes(given)).difference(primes(results)))
     used.update(prime for tensor in ends for axis in tensor.axes for prime in primes(axis.atoms))
     for tensor in traced.values():
         for axis in tensor.axes:

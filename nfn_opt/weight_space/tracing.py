@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nfn_opt.weight_space import operators
 from nfn_opt.weight_space.assemble import assemble
-from nfn_opt.weight_space.atoms import fix_all
+from nfn_opt.weight_space.atoms import Factors, fix_all
 from nfn_opt.weight_space.constants import Constants
 from nfn_opt.weight_space.failures import failure
 from nfn_opt.weight_space.merging import Run, runs
@@ -53,6 +53,7 @@ class SymmetryTracer(TorchDispatchMode):
         roles: What each stored parameter axis does, as ``(parameter, axis) -> role``.
         used: Names of the parameters and buffers that an operator has read.
         runs: The runs of factors that each operator treated as one.
+        read: All factors of the arguments and of the results of each operator that does not just cut.
         failed: The last error that an operator raised, and the operator's name.
     """
 
@@ -63,6 +64,7 @@ class SymmetryTracer(TorchDispatchMode):
         self.roles: dict[tuple[str, int], str] = {}
         self.used: set[str] = set()
         self.runs: list[Run] = []
+        self.read: list[tuple[Factors, Factors]] = []
         self.failed: tuple[Exception, str] | None = None
         self._module_path = module_path
         self._known: dict[int, tuple[Tensor, TracedTensor]] = {}
@@ -128,6 +130,8 @@ class SymmetryTracer(TorchDispatchMode):
         traced = self._traced_results(call, rule(call))
         after = [axes for tensor in traced for axes in tensor.alternatives]
         self.runs += runs(rule, [*before, *after])
+        if rule not in operators.CUTS:
+            self.read.append((_atoms(before), _atoms(after)))
         if results:
             self._enter_results(call, traced, any(tensor.active for tensor in given))
             self._note_uniform(func, rule, args, kwargs, results)
@@ -247,6 +251,10 @@ class SymmetryTracer(TorchDispatchMode):
             if traced.buffer and not self._moves(traced.buffer, func):
                 for axis in traced.axes:
                     fix_all(axis.atoms, f"buffer {traced.buffer!r} is not permuted")
+
+
+def _atoms(tensors: list[list[TracedAxis]]) -> Factors:
+    return tuple(dict.fromkeys(atom for axes in tensors for axis in axes for atom in axis.atoms))
 
 
 def _named_arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def times(make: Callable[[Tensor], Tensor]) -> Forward:
 CONSTANTS: dict[str, tuple[Forward, list[int]]] = {
     "zeros": (lambda m, x: m.b(m.a(x) + x.new_zeros(6)), [6]),
     "one entry written": (written(2), []),
-    "a piece written": (written(slice(0, 3)), [3]),
+    "a piece written": (written(slice(0, 3)), [3, 3]),
     "every second written": (written(slice(0, None, 2)), [3]),
     "all written": (written(slice(None)), [6]),
     "written through a view": (written_by_a_function(lambda mask: mask.view(2, 3)[0].fill_(2.0)), [3]),
@@ -246,3 +246,15 @@ def test_a_mask_that_is_written_into_by_unknown_values_is_unknown() -> None:
     model = two_layers(forward, mask=MASK.clone())
     with pytest.raises(ValueError, match="selection by a mask"):
         WeightSpace.from_module(model, draw(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("forward", "weight"),
+    [
+        (lambda m, x: m.b(F.pad(m.a(x), (1, 0))[:, :6]), "a.weight ((h1+1):6, 3)"),
+        (lambda m, x: m.b(F.pad(m.a(x).tanh()[:, :4], (1, 1))), "a.weight ((h1+2):6, 3)"),
+        (lambda m, x: m.b(m.a(x)) + m.a(x)[:, :2], "a.weight ((2+h1):6, 3)"),
+    ],
+)
+def test_what_is_left_of_a_cut_keeps_its_group(forward: Forward, weight: str) -> None:
+    assert str(check(two_layers(forward), draw(2, 3)).parameters[0]) == weight

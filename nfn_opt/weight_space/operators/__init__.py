@@ -21,6 +21,7 @@ from nfn_opt.weight_space.operators.views import reshape
 from nfn_opt.weight_space.traced import TracedAxis, fresh
 
 __all__ = [
+    "CUTS",
     "KEEP_UNIFORM",
     "RULES",
     "TREATMENTS",
@@ -35,6 +36,8 @@ __all__ = [
     "unknown",
 ]
 
+CUTS = (pieces.piece, pieces.split, pieces.picked, pieces.padding)
+"""Rules of operators that may leave parts of an axis out."""
 KEEP_UNIFORM = (pointwise, identity, reshape)
 """Rules of operators that give equal entries for equal entries."""
 
