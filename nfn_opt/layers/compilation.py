@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,14 @@ from torch import nn
 def transformed() -> bool:
     """Whether the code runs under a compiler or a function transform, which see plain operators only."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _own(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with code of its own: the compiler counts recompilations by code, which all layers would share."""
+    function = method.__func__  # type: ignore[attr-defined]
+    code, rest = function.__code__.replace(), (function.__defaults__, function.__closure__)
+    copied = types.FunctionType(code, function.__globals__, function.__name__, *rest)
+    return types.MethodType(copied, method.__self__)  # type: ignore[attr-defined]
 
 
 class Compilable(nn.Module):
@@ -32,7 +41,7 @@ class Compilable(nn.Module):
         if not self.compiled or transformed():
             return function(*args)
         if self._compiled_function is None:
-            self._compiled_function = torch.compile(function)
+            self._compiled_function = torch.compile(_own(function))
         try:
             return self._compiled_function(*args)
         except torch._dynamo.exc.TorchDynamoException as error:

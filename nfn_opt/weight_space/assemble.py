@@ -111,7 +111,15 @@ class _Namer:
 
     def _name(self, atom: Atom) -> str:
         if atom not in self._names:
-            kind = "f" if atom.fixed else "in" if atom.is_input else "out" if atom.is_output else "h"
+            kind = (
+                "f"
+                if atom.fixed or not atom.size
+                else "in"
+                if atom.is_input
+                else "out"
+                if atom.is_output
+                else "h"
+            )
             self._counts[kind] = self._counts.get(kind, 0) + 1
             self._names[atom] = f"{kind}{self._counts[kind]}"
         return self._names[atom]
@@ -138,7 +146,7 @@ class _Namer:
         return axes or [Axis(label, 1, False, role, "size 1")]
 
     def _prime(self, atom: Atom, role: Role, label: str) -> Axis:
-        if atom.fixed or (self.closed and atom not in self._names):
+        if atom.fixed or not atom.size or (self.closed and atom not in self._names):
             return Axis(label if self.closed else self._name(atom), atom.size, False, role, atom.note)
         return Axis(self._name(atom), atom.size, True, role)
 

@@ -46,6 +46,16 @@ def test_compiled_layers_give_the_same(sharing: Sharing, generator: torch.Genera
 
 
 @pytest.mark.slow
+def test_many_layers_compile_each_on_its_own(generator: torch.Generator) -> None:
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True), torch.no_grad():
+        for width in (2, 3, 4):
+            space = space_of(mlp(2, width, 2), 2)
+            layer = NFLinear(space, 1, 1, compile=True, generator=generator)
+            layer(random_features(space, 1, generator=generator, dtype=torch.float32))
+            assert layer.compiled
+
+
+@pytest.mark.slow
 def test_compiled_attention_gives_the_same(generator: torch.Generator) -> None:
     plain = NFAttention(SPACE, 4, 2, generator=generator)
     compiled = NFAttention(SPACE, 4, 2, compile=True)

@@ -230,12 +230,11 @@ def masked_later(m: Any, x: Tensor) -> Tensor:
     ],
 )
 def test_entries_chosen_by_a_constant_mask_keep_their_order(forward: Callable[[Any, Tensor], Tensor]) -> None:
-    model = two_layers(lambda m, x: m.c(forward(m, x)), c=nn.Linear(2, 5), mask=MASK.clone())
-    model = nn.Sequential(model, nn.Tanh(), nn.Linear(5, 2))
-    groups = check(model, draw(2, 3)).groups
+    chosen: Any = two_layers(lambda m, x: m.c(forward(m, x)), c=nn.Linear(2, 5), mask=MASK.clone())
+    groups = check(nn.Sequential(chosen, nn.Tanh(), nn.Linear(5, 2)), draw(2, 3)).groups
     assert 5 in groups.values()
     assert 6 not in groups.values()
-    assert model[0].mask.tolist() == MASK.tolist()
+    assert chosen.mask.tolist() == MASK.tolist()
 
 
 def test_a_mask_that_is_written_into_by_unknown_values_is_unknown() -> None:
@@ -258,3 +257,25 @@ def test_a_mask_that_is_written_into_by_unknown_values_is_unknown() -> None:
 )
 def test_what_is_left_of_a_cut_keeps_its_group(forward: Forward, weight: str) -> None:
     assert str(check(two_layers(forward), draw(2, 3)).parameters[0]) == weight
+
+
+def test_parameters_without_entries_have_no_group() -> None:
+    model: Any = two_layers(lambda m, x: m.b(m.a(x)) + m.empty.sum())
+    model.empty = nn.Parameter(torch.empty(0, 8))
+    assert WeightSpace.from_module(model, draw(2, 3)).groups == {"h1": 6}
+
+
+def test_experts_picked_one_by_one_keep_their_roles() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        out: Tensor = m.b(x @ m.experts[0] + x @ m.experts[1])
+        return out
+
+    space = check(two_layers(forward, experts=nn.Parameter(draw(2, 3, 6))), draw(2, 3))
+    experts = space["experts"]
+    assert [str(axis) for axis in experts.axes] == ["2", "3", "h1:6"]
+    assert [axis.role for axis in experts.axes[1:]] == ["in", "out"]
+
+
+def test_noise_of_dropout_in_training_is_symmetric() -> None:
+    space = WeightSpace.from_module(two_layers(lambda m, x: m.b(F.dropout(m.a(x), 0.5, True))), draw(2, 3))
+    assert space.groups == {"h1": 6}

@@ -8,7 +8,7 @@ from nfn_opt.weight_space.traced import TracedAxis, TracedTensor, fresh
 
 @rule(
     *("fill", "zero", "copy", "native_dropout", "_prelu_kernel", "hardswish", "log_sigmoid_forward"),
-    *("rrelu_with_noise", "floor_divide", "complex", "polar"),
+    *("rrelu_with_noise", "bernoulli", "floor_divide", "complex", "polar"),
     treats="whole",
 )
 def pointwise(call: Call) -> list[TracedAxis]:

@@ -10,7 +10,7 @@ from nfn_opt.weight_space.traced import TracedAxis, TracedTensor, fresh
 
 
 def _replaced(axes: list[TracedAxis], position: int, *new: TracedAxis) -> list[TracedAxis]:
-    return [*map(plain, axes[:position]), *new, *map(plain, axes[position + 1 :])]
+    return [*axes[:position], *new, *axes[position + 1 :]]
 
 
 @rule("cat", "concat", "concatenate", "_cat")
