@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from nfn_opt.weight_space import Axis, Symmetry, TensorSpec, WeightSpace
 from nfn_opt.weight_space.spec import Role
 
 SYMMETRIES: tuple[Symmetry, ...] = ("all", "hidden")
-KINDS: tuple[NetworkKind, ...] = ("mlp", "residual", "conv1d", "conv2d")
+KINDS: tuple[NetworkKind, ...] = get_args(NetworkKind)
 
 
 def mlp(*widths: int, bias: bool = True) -> nn.Sequential:

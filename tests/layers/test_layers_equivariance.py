@@ -10,14 +10,21 @@ import torch
 from torch import nn
 
 from nfn_opt.layers import (
+    AttentionPool,
     ChannelNorm,
     GaussianFourierFeatures,
     InvariantPool,
+    LatentPool,
     LearnedScale,
+    NFAttention,
     NFLinear,
+    NFTransformerBlock,
+    ParameterNorm,
     Pointwise,
     PositionEmbedding,
     PositionEncoding,
+    ResidualBlock,
+    StatisticsFeatures,
 )
 from nfn_opt.testing import NetworkKind, assert_equivariant, assert_invariant, assert_sensitive, hidden_groups
 from nfn_opt.weight_space import Symmetry, WeightSpace
@@ -35,12 +42,14 @@ class Case:
         invariant: Whether it gives a tensor in place of features.
         sensitive: Whether it combines tensors, and so must notice when they are permuted apart.
         hidden_only: Whether it tells input and output neurons apart on purpose.
+        minimum: Smallest relative change when tensors are permuted apart; branches that start small make a small one.
     """
 
     make: Callable[[WeightSpace, torch.Generator], nn.Module]
     invariant: bool = False
     sensitive: bool = False
     hidden_only: bool = False
+    minimum: float = 1e-3
 
 
 def invariant_network(space: WeightSpace, generator: torch.Generator) -> nn.Module:
@@ -61,6 +70,17 @@ LAYERS = {
         ),
         sensitive=True,
     ),
+    "attention": Case(lambda s, g: NFAttention(s, C, 1, generator=g), sensitive=True),
+    "transformer block": Case(
+        lambda s, g: NFTransformerBlock(s, C, 1, generator=g), sensitive=True, minimum=1e-6
+    ),
+    "latent pool": Case(lambda s, g: LatentPool(s, C, 3, 4, 2, generator=g), invariant=True),
+    "parameter norm": Case(lambda s, g: ParameterNorm(s, C)),
+    "attention pool": Case(lambda s, g: AttentionPool(s, C, 1, generator=g), invariant=True),
+    "statistics": Case(lambda s, g: StatisticsFeatures(s), invariant=True),
+    "residual block": Case(
+        lambda s, g: ResidualBlock(NFLinear(s, C, C, generator=g), Pointwise(nn.Tanh())), sensitive=True
+    ),
     "pointwise": Case(lambda s, g: Pointwise(nn.Sequential(nn.Linear(C, 3), nn.ReLU()))),
     "channel norm": Case(lambda s, g: ChannelNorm(C)),
     "learned scale": Case(lambda s, g: LearnedScale(s, 0.5)),
@@ -75,7 +95,7 @@ LAYERS = {
 
 
 def couples_axes(space: WeightSpace) -> bool:
-    names = [a.name for spec in space.parameters for a in spec.axes if a.permutable]
+    names = [a.name for spec in space.cells.space.parameters for a in spec.axes if a.permutable]
     return len(names) > len(set(names))
 
 
@@ -90,7 +110,7 @@ def test_random_spaces(layer: str, symmetry: Symmetry, kind: NetworkKind, genera
         check = assert_invariant if case.invariant else assert_equivariant
         check(module, space, C, generator, groups=hidden_groups(space) if case.hidden_only else None)
         if case.sensitive and couples_axes(space):
-            assert_sensitive(module, space, C, generator)
+            assert_sensitive(module, space, C, generator, minimum=case.minimum)
 
 
 @pytest.mark.parametrize("layer", [name for name, case in LAYERS.items() if case.hidden_only])
