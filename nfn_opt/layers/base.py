@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from nfn_opt.layers.checks import check_input
+from nfn_opt.layers.checks import check_channels, check_input
 from nfn_opt.layers.compilation import Compilable, transformed
 from nfn_opt.weight_space import Features, WeightSpace
 
@@ -63,11 +63,7 @@ class LinearBase(Compilable, ABC):
         checkpoint: bool,
     ) -> None:
         super().__init__(compile=compile)
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if value < 1:
-                raise ValueError(
-                    f"{name} is {value}, expected at least 1; give the number of feature channels"
-                )
+        check_channels(in_channels=in_channels, out_channels=out_channels)
         self.space, self.in_channels, self.out_channels = space, in_channels, out_channels
         self.checkpoint = checkpoint
 

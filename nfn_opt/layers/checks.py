@@ -11,6 +11,13 @@ from nfn_opt.weight_space import TensorSpec, WeightSpace
 from nfn_opt.weight_space.checks import check_features
 
 
+def check_channels(**channels: int) -> None:
+    """Refuse numbers of channels below 1, given by the names of the arguments that hold them."""
+    for name, value in channels.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1; give the number of feature channels")
+
+
 def check_input(
     space: WeightSpace,
     features: Mapping[str, Tensor],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfn_opt.layers.checks import check_input
+from nfn_opt.layers.checks import check_channels, check_input
 from nfn_opt.layers.pointwise import Pointwise
 from nfn_opt.weight_space import Features, TensorSpec, WeightSpace
 
@@ -27,10 +27,7 @@ class ChannelNorm(Pointwise):
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        if channels < 1:
-            raise ValueError(
-                f"channels is {channels}, expected at least 1; give the number of feature channels"
-            )
+        check_channels(channels=channels)
         super().__init__(nn.LayerNorm(channels, eps=eps))
 
 
@@ -62,10 +59,7 @@ class ParameterNorm(nn.Module):
         super().__init__()
         if over not in ("fixed", "space"):
             raise ValueError(f"over is {over!r}, expected 'fixed' or 'space'; see ParameterNorm")
-        if channels < 1:
-            raise ValueError(
-                f"channels is {channels}, expected at least 1; give the number of feature channels"
-            )
+        check_channels(channels=channels)
         self.space, self.channels, self.over, self.eps = space, channels, over, eps
         cells = space.cells.space.parameters
         self._positions = [self._normalized(spec) for spec in cells]
