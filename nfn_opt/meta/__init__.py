@@ -8,9 +8,10 @@ from nfn_opt.meta.evaluate import ADAM_LEARNING_RATES, Curves, Tuned, evaluate, 
 from nfn_opt.meta.initialization import default_init
 from nfn_opt.meta.reparametrization import Reparametrization
 from nfn_opt.meta.run_folder import RunFolder
+from nfn_opt.meta.stepper import InnerStep, losses_and_grads
 from nfn_opt.meta.tasks import Task, TaskWrapper
 from nfn_opt.meta.train import MetaTrainResult, meta_train
-from nfn_opt.meta.unroll import Unrolled, init_state, losses_and_grads, unroll
+from nfn_opt.meta.unroll import Unrolled, init_state, unroll
 
 __all__ = [
     # Comparison
@@ -23,6 +24,7 @@ __all__ = [
     "Curves",
     # The outer loop
     "InnerConfig",
+    "InnerStep",
     "MLPClassification",
     "MetaGradient",
     "MetaTrainConfig",

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from nfn_opt.meta.carry import Carry
 from nfn_opt.meta.reparametrization import Reparametrization
+from nfn_opt.meta.stepper import losses_and_grads
 from nfn_opt.meta.tasks import Task, TaskWrapper
 from nfn_opt.meta.trees import map_data, tree_map
-from nfn_opt.meta.unroll import init_state, losses_and_grads, unroll
+from nfn_opt.meta.unroll import init_state, unroll
 from nfn_opt.optim.rule import UpdateRule
 
 

@@ -23,8 +23,12 @@ class Task(abc.ABC):
     each operation.
 
     A subclass gives :attr:`space`, :meth:`init`, :meth:`batch`, :meth:`loss` and :meth:`full_losses`, and may
-    override :meth:`losses` with faster batched arithmetic.
+    override :meth:`losses` with faster batched arithmetic. A task whose loss has no derivative overrides
+    :meth:`losses_and_grads`, too.
     """
+
+    traceable: bool = True
+    """Whether losses and gradients are tensor operations alone, which can be traced and compiled."""
 
     @property
     @abc.abstractmethod
@@ -55,6 +59,14 @@ class Task(abc.ABC):
         """The losses of ``n`` networks, each on its own minibatch, shape (n,)."""
         return torch.func.vmap(self.loss)(params, batch)
 
+    def losses_and_grads(self, params: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Params] | None:
+        """Losses (n,) and estimated gradients ``{name: (n, *shape)}`` where there is no derivative.
+
+        Returns:
+            ``None``, the default, if the gradient is the derivative of :meth:`losses`.
+        """
+        return None
+
 
 class TaskWrapper(Task):
     """A task that behaves as another one; subclasses override a part.
@@ -65,6 +77,7 @@ class TaskWrapper(Task):
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.traceable = task.traceable
 
     @property
     def space(self) -> WeightSpace:
@@ -86,6 +99,10 @@ class TaskWrapper(Task):
     def losses(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:
         """See :class:`Task`."""
         return self.task.losses(params, batch)
+
+    def losses_and_grads(self, params: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Params] | None:
+        """See :class:`Task`."""
+        return self.task.losses_and_grads(params, batch)
 
     def full_losses(self, params: Mapping[str, Tensor]) -> Tensor:
         """See :class:`Task`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nfn_opt.meta.stepper import InnerStep
 from nfn_opt.meta.tasks import Params, Task
 from nfn_opt.optim.rule import State, UpdateRule
 
@@ -43,6 +44,8 @@ def unroll(
     differentiable: bool = False,
     second_order: bool = False,
     scale: Mapping[str, Tensor] | None = None,
+    theta: Mapping[str, Tensor] | None = None,
+    total_steps: int | Tensor | None = None,
 ) -> Unrolled:
     r"""Make ``steps`` updates of ``n`` independent networks.
 
@@ -63,6 +66,9 @@ def unroll(
             the inner parameters, which gives the exact gradient of the losses. Otherwise :math:`g_t` is held
             constant: the Hessian of the inner loss is left out, which saves time and memory.
         scale: Reparametrisation: the networks are evaluated at ``scale[name] * params[name]``, broadcast.
+        theta: Outer parameters of each network, ``{parameter name of the rule: (n, *shape)}``; without, all
+            networks are trained with the parameters of the rule.
+        total_steps: Length of the whole training, for rules that ask for it: one for all, or shape (n,).
 
     Raises:
         ValueError: If ``second_order`` is asked for without ``differentiable``, or ``steps`` is not positive.
@@ -74,81 +80,16 @@ def unroll(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     params, n = dict(params), len(next(iter(params.values())))
-    step = torch.as_tensor(start_step, device=next(iter(params.values())).device).expand(n)
+    device = next(iter(params.values())).device
+    start = torch.as_tensor(start_step, device=device).expand(n)
+    total = None if total_steps is None else torch.as_tensor(total_steps, device=device).expand(n)
+    inner = InnerStep(rule, task, differentiable=differentiable, second_order=second_order)
     history = []
     with torch.set_grad_enabled(differentiable):
         for t in range(steps):
             batch = task.batch(generator, n)
-            losses, grads = losses_and_grads(
-                task, params, batch, differentiable=differentiable, second_order=second_order, scale=scale
+            params, state, losses = inner(
+                params, state, batch, step=start + t, total_steps=total, theta=theta, scale=scale
             )
-            feature = losses if second_order else losses.detach()
-            params, state = _update(rule, task, params, grads, state, step + t, feature)
             history.append(losses)
     return Unrolled(params, state, torch.stack(history))
-
-
-def losses_and_grads(
-    task: Task,
-    params: Mapping[str, Tensor],
-    batch: Any,
-    *,
-    differentiable: bool = False,
-    second_order: bool = False,
-    scale: Mapping[str, Tensor] | None = None,
-) -> tuple[Tensor, Params]:
-    """Losses (n,) of ``n`` networks and their gradients ``{name: (n, *shape)}``.
-
-    The networks do not interact, so the gradient of the sum of their losses holds the gradient of each; this
-    needs no ``vmap`` around the gradient and one backward pass.
-
-    Args:
-        task: Gives the losses.
-        params: Parameters, ``{name: (n, *shape)}``.
-        batch: One minibatch for each network.
-        differentiable: Whether the losses can be differentiated with respect to ``params``.
-        second_order: Whether the gradients can, too.
-        scale: As for :func:`unroll`.
-    """
-    with torch.enable_grad():
-        leaves = {
-            name: p if second_order and p.requires_grad else p.detach().requires_grad_()
-            for name, p in params.items()
-        }
-        points = leaves if scale is None else {name: p * scale[name] for name, p in leaves.items()}
-        losses = task.losses(points, batch)
-        grads = torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=second_order)
-    if not second_order:
-        losses = losses.detach()
-    if differentiable and not second_order:
-        losses = _KnownGradient.apply(losses, len(grads), *params.values(), *grads)
-    return losses, dict(zip(leaves, grads, strict=True))
-
-
-def _update(
-    rule: UpdateRule, task: Task, params: Params, grads: Params, state: State, step: Tensor, losses: Tensor
-) -> tuple[Params, State]:
-    def update_one(p: Params, g: Params, s: State, t: Tensor, loss: Tensor) -> tuple[Params, State]:
-        return rule.update(p, g, s, space=task.space, step=t, loss=loss)
-
-    updates, state = torch.func.vmap(update_one)(params, grads, state, step, losses)
-    return {name: p + updates[name] for name, p in params.items()}, state
-
-
-class _KnownGradient(torch.autograd.Function):
-    """Losses (n,) whose gradients with respect to the parameters are already known.
-
-    The inner gradient was just computed for the update; the backward pass of the unroll uses it again instead
-    of going through the network a second time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, losses: Tensor, count: int, *params_and_grads: Tensor) -> Tensor:
-        ctx.save_for_backward(*params_and_grads[count:])
-        return losses.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        known = ctx.saved_tensors
-        flow = (grad.reshape(-1, *(1,) * (g.dim() - 1)) * g for g in known)
-        return (None, None, *flow, *(None for _ in known))

@@ -76,6 +76,7 @@ class SGDRule(UpdateRule):
         space: WeightSpace,
         step: Tensor,
         loss: Tensor | None = None,
+        total_steps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], State]:
         """See :class:`UpdateRule`."""
         tensors = state["tensors"]
@@ -154,6 +155,7 @@ class AdamRule(UpdateRule):
         space: WeightSpace,
         step: Tensor,
         loss: Tensor | None = None,
+        total_steps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], State]:
         """See :class:`UpdateRule`."""
         tensors = {name: self._accumulate(state["tensors"][name], grads[name]) for name in params}

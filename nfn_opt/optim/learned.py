@@ -166,6 +166,7 @@ class LearnedRule(UpdateRule, abc.ABC):
         space: WeightSpace,
         step: Tensor,
         loss: Tensor | None = None,
+        total_steps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], State]:
         """See :class:`UpdateRule`."""
         layout = Layout.of(space, tuple(params))

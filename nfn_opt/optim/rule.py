@@ -89,6 +89,7 @@ class UpdateRule(nn.Module, abc.ABC):
         space: WeightSpace,
         step: Tensor,
         loss: Tensor | None = None,
+        total_steps: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], State]:
         """One update of one network.
 
@@ -99,10 +100,15 @@ class UpdateRule(nn.Module, abc.ABC):
             space: Weight space of the network.
             step: Number of updates made before this one, int64, shape ``()``.
             loss: Training loss of this step, shape ``()``, where known.
+            total_steps: Number of updates that the training will have, int64, shape ``()``, where known.
 
         Returns:
             The updates, to be *added* to the parameters, and the new state.
         """
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[dict[str, Tensor], State]:
+        """See :meth:`update`; so that :func:`torch.func.functional_call` works on a rule."""
+        return self.update(*args, **kwargs)
 
     @property
     def space_fingerprint(self) -> str | None:

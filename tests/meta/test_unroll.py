@@ -164,7 +164,7 @@ def test_the_step_counts_on_and_differs_between_networks(tiny_task: Classificati
     class Recorder(type(make("sgd"))):  # type: ignore[misc]
         kind = "recorder"
 
-        def update(self, params, grads, state, *, space, step, loss=None):  # type: ignore[no-untyped-def]
+        def update(self, params, grads, state, *, space, step, loss=None, total_steps=None):  # type: ignore[no-untyped-def]
             return {name: torch.zeros_like(p) + step for name, p in params.items()}, state
 
     generator = torch.Generator().manual_seed(0)
