@@ -1,4 +1,4 @@
-"""SGD with momentum and Adam as update rules, with learnable step size and decays."""
+"""SGD with momentum, Adam and Lion as update rules, with learnable step size and decays."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.optim.rule import State, Tensors, UpdateRule, register_rule
-from nfn_opt.optim.scalars import decay, positive, safe_sqrt
+from nfn_opt.optim.classic_base import (
+    Memory,
+    PerTensorRule,
+    accumulate_moments,
+    adam_direction,
+    check_range,
+    init_moments,
+)
+from nfn_opt.optim.rule import register_rule
+from nfn_opt.optim.scalars import decay, positive
 from nfn_opt.weight_space import WeightSpace
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        raise ValueError(f"{name} is {value!r}, expected a number in [{low}, {high})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,21 +28,27 @@ class SGDConfig:
     Attributes:
         lr: Step size.
         momentum: Momentum; with 0 there is none to learn.
+        nesterov: Whether to look ahead along the momentum.
     """
 
     lr: float = 0.1
     momentum: float = 0.0
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, 0.0, float("inf"))
-        _check("momentum", self.momentum, 0.0, 1.0)
+        check_range("lr", self.lr)
+        check_range("momentum", self.momentum, 0.0, 1.0)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov is True and momentum is 0, expected a momentum; or nesterov=False")
 
 
 @register_rule
-class SGDRule(UpdateRule):
+class SGDRule(PerTensorRule):
     r"""Gradient descent with momentum, as :class:`torch.optim.SGD`, with learnable :math:`\alpha, \mu`.
 
     .. math:: b_{t+1} = \mu b_t + g_t \qquad u_t = -\alpha b_{t+1}
+
+    or, with Nesterov's momentum, :math:`u_t = -\alpha (g_t + \mu b_{t+1})`.
 
     Example:
         >>> rule, p = SGDRule(SGDConfig(lr=0.5)), {"w": torch.ones(2)}
@@ -58,41 +67,18 @@ class SGDRule(UpdateRule):
         if self.config.momentum > 0:
             self.momentum = nn.Parameter(torch.zeros(()))
 
-    def init(self, space: WeightSpace, params: Tensors) -> State:
-        """A momentum of zero for each tensor, where there is momentum."""
-        if self.config.momentum == 0:
-            return {"tensors": {name: {} for name in params}, "shared": {}}
-        return {
-            "tensors": {name: {"momentum": torch.zeros_like(p)} for name, p in params.items()},
-            "shared": {},
-        }
+    def init_tensor(self, name: str, param: Tensor) -> Memory:
+        """A momentum of zero, where there is momentum."""
+        return {"momentum": torch.zeros_like(param)} if self.config.momentum > 0 else {}
 
-    def update(
-        self,
-        params: Tensors,
-        grads: Tensors,
-        state: State,
-        *,
-        space: WeightSpace,
-        step: Tensor,
-        loss: Tensor | None = None,
-        total_steps: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], State]:
-        """See :class:`UpdateRule`."""
-        tensors = state["tensors"]
+    def update_tensor(self, name: str, param: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """See :class:`PerTensorRule`."""
+        alpha, direction = positive(self.config.lr, self.log_lr).to(grad.dtype), grad
         if self.config.momentum > 0:
-            tensors = {
-                name: {"momentum": self._accumulate(tensors[name]["momentum"], grads[name])}
-                for name in params
-            }
-        updates = {}
-        for name, p in params.items():
-            direction = tensors[name].get("momentum", grads[name])
-            updates[name] = -positive(self.config.lr, self.log_lr).to(p.dtype) * direction
-        return updates, {"tensors": tensors, "shared": {}}
-
-    def _accumulate(self, momentum: Tensor, grad: Tensor) -> Tensor:
-        return decay(self.config.momentum, self.momentum).to(grad.dtype) * momentum + grad
+            mu = decay(self.config.momentum, self.momentum).to(grad.dtype)
+            memory = {"momentum": mu * memory["momentum"] + grad}
+            direction = grad + mu * memory["momentum"] if self.config.nesterov else memory["momentum"]
+        return -alpha * direction, memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,20 +98,17 @@ class AdamConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        _check("lr", self.lr, 0.0, float("inf"))
-        _check("beta1", self.beta1, 0.0, 1.0)
-        _check("beta2", self.beta2, 0.0, 1.0)
-        _check("eps", self.eps, 0.0, float("inf"))
+        check_range("lr", self.lr)
+        check_range("beta1", self.beta1, 0.0, 1.0)
+        check_range("beta2", self.beta2, 0.0, 1.0)
+        check_range("eps", self.eps)
 
 
 @register_rule
-class AdamRule(UpdateRule):
+class AdamRule(PerTensorRule):
     r"""Adam (arXiv:1412.6980), as :class:`torch.optim.Adam`, with learnable :math:`\alpha, \beta_1, \beta_2`.
 
     .. math:: u_t = -\alpha \, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
-
-    The steps that correct the bias are counted for each tensor, so that a tensor whose gradient is missing
-    now and then is treated as torch treats it.
     """
 
     kind: ClassVar[str] = "adam"
@@ -138,44 +121,68 @@ class AdamRule(UpdateRule):
         self.beta1 = nn.Parameter(torch.zeros(()))
         self.beta2 = nn.Parameter(torch.zeros(()))
 
-    def init(self, space: WeightSpace, params: Tensors) -> State:
-        """Moments and a step count of zero for each tensor."""
-        return {"tensors": {name: self._init(p) for name, p in params.items()}, "shared": {}}
+    def init_tensor(self, name: str, param: Tensor) -> Memory:
+        """Moments and a step count of zero."""
+        return init_moments(param)
 
-    def _init(self, p: Tensor) -> dict[str, Tensor]:
-        count = torch.zeros((), dtype=torch.int64, device=p.device)
-        return {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    def update_tensor(self, name: str, param: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """See :class:`PerTensorRule`."""
+        config, dtype = self.config, grad.dtype
+        beta1, beta2 = decay(config.beta1, self.beta1).to(dtype), decay(config.beta2, self.beta2).to(dtype)
+        memory = accumulate_moments(memory, grad, beta1, beta2)
+        alpha = positive(config.lr, self.log_lr).to(dtype)
+        return -alpha * adam_direction(memory, beta1, beta2, config.eps), memory
 
-    def update(
-        self,
-        params: Tensors,
-        grads: Tensors,
-        state: State,
-        *,
-        space: WeightSpace,
-        step: Tensor,
-        loss: Tensor | None = None,
-        total_steps: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], State]:
-        """See :class:`UpdateRule`."""
-        tensors = {name: self._accumulate(state["tensors"][name], grads[name]) for name in params}
-        updates = {name: self._update(tensors[name]) for name in params}
-        return updates, {"tensors": tensors, "shared": {}}
 
-    def _betas(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        config = self.config
-        return decay(config.beta1, self.beta1).to(dtype), decay(config.beta2, self.beta2).to(dtype)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LionConfig:
+    """Initial values of :class:`LionRule`.
 
-    def _accumulate(self, old: dict[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-        beta1, beta2 = self._betas(grad.dtype)
-        return {
-            "step": old["step"] + 1,
-            "exp_avg": beta1 * old["exp_avg"] + (1 - beta1) * grad,
-            "exp_avg_sq": beta2 * old["exp_avg_sq"] + (1 - beta2) * grad * grad,
-        }
+    Attributes:
+        lr: Step size.
+        beta1: Weight of the momentum in the update; not learned, as a sign has no derivative.
+        beta2: Decay of the momentum; not learned.
+        weight_decay: Decoupled weight decay; not learned.
+    """
 
-    def _update(self, state: dict[str, Tensor]) -> Tensor:
-        mean, square, count = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        beta1, beta2 = self._betas(mean.dtype)
-        alpha = positive(self.config.lr, self.log_lr).to(mean.dtype) / (1 - beta1**count)
-        return -alpha * mean / (safe_sqrt(square) / torch.sqrt(1 - beta2**count) + self.config.eps)
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("lr", self.lr)
+        check_range("beta1", self.beta1, 0.0, 1.0)
+        check_range("beta2", self.beta2, 0.0, 1.0)
+        check_range("weight_decay", self.weight_decay)
+
+
+@register_rule
+class LionRule(PerTensorRule):
+    r"""Lion (Algorithm 2 of arXiv:2302.06675), with learnable :math:`\alpha`.
+
+    .. math::
+        u_t = -\alpha \, (\operatorname{sign}(\beta_1 m_t + (1 - \beta_1) g_t) + \lambda p_t) \qquad
+        m_{t+1} = \beta_2 m_t + (1 - \beta_2) g_t
+    """
+
+    kind: ClassVar[str] = "lion"
+    config_class = LionConfig
+    config: LionConfig
+
+    def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
+        """An offset of zero: the rule starts exactly at its configuration."""
+        self.log_lr = nn.Parameter(torch.zeros(()))
+
+    def init_tensor(self, name: str, param: Tensor) -> Memory:
+        """A momentum of zero."""
+        return {"exp_avg": torch.zeros_like(param)}
+
+    def update_tensor(self, name: str, param: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """See :class:`PerTensorRule`."""
+        config, mean = self.config, memory["exp_avg"]
+        direction = torch.sign(config.beta1 * mean + (1 - config.beta1) * grad)
+        if config.weight_decay > 0:
+            direction = direction + config.weight_decay * param
+        new = {"exp_avg": config.beta2 * mean + (1 - config.beta2) * grad}
+        return -positive(config.lr, self.log_lr).to(grad.dtype) * direction, new
