@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from nfn_opt.optim import UpdateRule, make_rule
 from tests.optim.rule_cases import RULES
@@ -16,3 +19,12 @@ def make_each(request: pytest.FixtureRequest) -> UpdateRule:
 @pytest.fixture
 def mlp() -> UpdateRule:
     return make_rule("mlp", hidden=(4,))
+
+
+@pytest.fixture
+def double_scalars() -> Iterator[None]:
+    """torch keeps the scalars of its optimizers in the default type; here float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -24,6 +24,7 @@ CASES: dict[str, tuple[UpdateRule, Callable[[list[Tensor]], torch.optim.Optimize
 }
 
 
+@pytest.mark.usefixtures("double_scalars")
 @pytest.mark.parametrize("case", CASES)
 def test_equals_torch(case: str, generator: torch.Generator) -> None:
     rule, make = CASES[case]

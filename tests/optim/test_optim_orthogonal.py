@@ -40,7 +40,7 @@ def test_batched_equals_single_and_vmap(generator: torch.Generator) -> None:
 
 def test_floors_of_the_norm() -> None:
     tiny = torch.full((1, 1), 1e-7, dtype=torch.float64)
-    clamped, added = (orthogonalise(tiny, iterations=0, eps=3e-7, floor=floor) for floor in ("clamp", "add"))  # type: ignore[arg-type]
+    clamped, added = (orthogonalise(tiny, iterations=0, eps=3e-7, floor=floor) for floor in ("clamp", "add"))
     assert clamped.item() == pytest.approx(1 / 3)
     assert added.item() == pytest.approx(1 / 4)
     assert orthogonalise(torch.zeros(2, 3)).abs().max() == 0
