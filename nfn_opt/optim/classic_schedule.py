@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.optim.classic_base import check_range
-from nfn_opt.optim.rule import State, Tensors, UpdateRule, make_rule, register_rule
+from nfn_opt.optim.rule import State, Tensors, UpdateRule, make_rule, register_rule, rule_class
 from nfn_opt.weight_space import WeightSpace
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -52,7 +52,7 @@ class ScheduledConfig:
 
     Attributes:
         rule: Kind of the rule that is scheduled.
-        options: Fields of its configuration.
+        options: Fields of its configuration; those left out are filled in with their defaults.
         schedule: The schedule that the mixture starts at.
         warmup: Share of the training in which the linear schedule rises.
     """
@@ -66,6 +66,14 @@ class ScheduledConfig:
         check_range("warmup", self.warmup, 0.0, 1.0)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        object.__setattr__(self, "options", _complete(self.rule, self.options))
+
+
+def _complete(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dataclasses.asdict(rule_class(kind).config_class(**options))
+    except TypeError as error:
+        raise ValueError(f"options {options} are none of a {kind!r} rule: {error}") from error
 
 
 @register_rule
