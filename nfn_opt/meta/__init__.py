@@ -3,9 +3,13 @@
 from nfn_opt.meta.carry import Carry
 from nfn_opt.meta.classification import ClassificationTask, CNNClassification, MLPClassification
 from nfn_opt.meta.config import InnerConfig, MetaTrainConfig, OuterConfig, TaskConfig
-from nfn_opt.meta.estimators import MetaGradient, TruncatedBackprop
+from nfn_opt.meta.estimators import TruncatedBackprop
+from nfn_opt.meta.estimators_es import EvolutionStrategies, PersistentES
 from nfn_opt.meta.evaluate import ADAM_LEARNING_RATES, Curves, Tuned, evaluate, tuned_adam
 from nfn_opt.meta.initialization import default_init
+from nfn_opt.meta.mixture import Mixture
+from nfn_opt.meta.objective import Objective
+from nfn_opt.meta.pieces import MetaGradient
 from nfn_opt.meta.reparametrization import Reparametrization
 from nfn_opt.meta.run_folder import RunFolder
 from nfn_opt.meta.stepper import InnerStep, losses_and_grads
@@ -22,14 +26,18 @@ __all__ = [
     "Carry",
     "ClassificationTask",
     "Curves",
+    "EvolutionStrategies",
     # The outer loop
     "InnerConfig",
     "InnerStep",
     "MLPClassification",
     "MetaGradient",
+    "Mixture",
     "MetaTrainConfig",
     "MetaTrainResult",
+    "Objective",
     "OuterConfig",
+    "PersistentES",
     "Reparametrization",
     "RunFolder",
     "Task",

@@ -37,6 +37,10 @@ class Carry:
     dropped: Tensor = dataclasses.field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     extra: Tree = dataclasses.field(default_factory=dict)
 
+    def tree(self) -> Tree:
+        """All fields as one tree, from which ``Carry(**tree)`` makes a carry again."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors in one flat dict, to be stored.
 
@@ -46,7 +50,7 @@ class Carry:
             >>> sorted(carry.tensors())
             ['dropped', 'finished', 'horizon', 'params/w', 'state/m/w', 'step']
         """
-        return flatten_tree({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        return flatten_tree(self.tree())
 
     def restored(self, tensors: Mapping[str, Tensor]) -> Carry:
         """A carry of the structure of this one with the values of stored tensors.
@@ -76,20 +80,24 @@ class Carry:
 
     def keep(self, chosen: Tensor) -> Carry:
         """The inner problems where ``chosen``, bool (n,), is true; counters stay."""
-        problems = {
-            key: getattr(self, key) for key in ("params", "state", "step", "horizon", "scale", "extra")
-        }
-        return dataclasses.replace(self, **tree_map(lambda tensor: tensor[chosen], problems))
+        return dataclasses.replace(self, **tree_map(lambda tensor: tensor[chosen], self._problems()))
+
+    def repeated(self, times: int) -> Carry:
+        """All inner problems ``times`` times over; counters stay."""
+        return dataclasses.replace(self, **tree_map(lambda one: torch.cat([one] * times), self._problems()))
 
     def replaced(self, where: Tensor, other: Carry) -> Carry:
         """The inner problems of ``other`` where ``where``, bool (n,), is true; counters stay."""
-        parts = ("params", "state", "step", "horizon", "scale", "extra")
 
         def select(mine: Tensor, theirs: Tensor) -> Tensor:
             return torch.where(where.reshape(-1, *(1,) * (mine.dim() - 1)), theirs, mine)
 
-        mine, theirs = ({key: getattr(carry, key) for key in parts} for carry in (self, other))
-        return dataclasses.replace(self, **tree_map(select, mine, theirs))
+        return dataclasses.replace(self, **tree_map(select, self._problems(), other._problems()))
+
+    def _problems(self) -> Tree:
+        """What belongs to each inner problem: leaves with a leading axis."""
+        parts = ("params", "state", "step", "horizon", "scale", "extra")
+        return {key: getattr(self, key) for key in parts}
 
 
 def _merged(structure: Any, values: Any) -> Any:

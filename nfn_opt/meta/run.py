@@ -14,8 +14,9 @@ from nfn_opt.data import ImageData, load_images
 from nfn_opt.meta.checkpoint import load_checkpoint, save_checkpoint
 from nfn_opt.meta.classification import CNNClassification, MLPClassification
 from nfn_opt.meta.config import MetaTrainConfig, OuterConfig, TaskConfig
-from nfn_opt.meta.estimators import MetaGradient, TruncatedBackprop
+from nfn_opt.meta.estimators import TruncatedBackprop
 from nfn_opt.meta.evaluate import Curves, Tuned, evaluate, tuned_adam
+from nfn_opt.meta.pieces import MetaGradient
 from nfn_opt.meta.tasks import Task
 from nfn_opt.optim import UpdateRule, load_rule, make_rule
 
