@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, overload
@@ -36,7 +38,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Args:
         params: Parameters, ``model.named_parameters()``, or groups of either.
         rule: A rule, the path of a saved one, or ``None`` for the one that comes with the library. It is
-            copied; this optimizer does not train it.
+            copied; this optimizer does not train it. (Its form in ``higher`` does, see
+            :mod:`nfn_opt.optim.higher_bridge`.)
         space: The network's weight space, for rules that use its symmetry; the parameters must then be given
             with their names, as ``model.named_parameters()``. Without it no axis of one tensor is tied to one
             of another.
@@ -83,12 +86,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"space is a {type(space).__name__}, expected a WeightSpace; see WeightSpace.from_module"
             )
         self._bank = RuleBank(_resolve(rule))
+        self._given = rule if isinstance(rule, UpdateRule) else None
         self._space = space
         self._independent: WeightSpace | None = None
         self._on_nonfinite = on_nonfinite
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.state[SHARED] = {"step": torch.zeros((), dtype=torch.int64)}  # type: ignore[index]
         shell_state.check_complete(self.rule, space, self._entries())
+        if "higher" in sys.modules:
+            importlib.import_module("nfn_opt.optim.higher_bridge").register(type(self))
 
     @property
     def rule(self) -> UpdateRule:
@@ -258,7 +264,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_bank": RuleBank(self.rule), "_space": self._space, "_on_nonfinite": self._on_nonfinite}
-        return {**super().__getstate__(), **own, "_independent": None}
+        return {**super().__getstate__(), **own, "_independent": None, "_given": None}
 
 
 def _resolve(rule: UpdateRule | str | os.PathLike[str] | None) -> UpdateRule:
