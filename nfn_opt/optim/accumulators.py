@@ -2,7 +2,7 @@ r"""Running means of the gradient that learned rules read: momenta, second momen
 
 All start at zero and are corrected for that only where a rule says so. With the clipped gradient :math:`g`
 of one tensor, decays :math:`d_k, d_v, f_k`, and the largest and second largest axis :math:`a_0, a_1` of the
-tensor as viewed (arXiv:2602.19142, and Adafactor, arXiv:1804.04235):
+tensor (arXiv:2602.19142, and Adafactor, arXiv:1804.04235):
 
 .. math::
     m_k &\leftarrow d_k m_k + (1 - d_k) g \qquad
@@ -90,9 +90,7 @@ class Accumulators:
             }
             for which, key in enumerate(("row", "column")):
                 if self.factor_decays and (segment.factored is not None or key == "row"):
-                    shape = (
-                        segment.spec.view_shape if segment.factored is None else segment.averaged_shape(which)
-                    )
+                    shape = segment.shape if segment.factored is None else segment.averaged_shape(which)
                     states[segment.name][key] = p.new_zeros(len(self.factor_decays), *shape)
         return states
 
@@ -120,7 +118,7 @@ class Accumulators:
             return rows, columns
         rates = _rates(self.factor_decays, square)
         for segment, flat in zip(layout.segments, layout.split(square), strict=True):
-            viewed, state = flat.reshape(segment.spec.view_shape), states[segment.name]
+            viewed, state = flat.reshape(segment.shape), states[segment.name]
             if segment.factored is None:
                 rows.append(_mix(state["row"], viewed, rates))
                 columns.append(None)

@@ -30,8 +30,8 @@ name                     formula                                   channels
 ======================== ========================================= ==========
 
 in the order of Celo2 (arXiv:2602.19142). The last five are zero for a tensor with fewer than two axes. Every
-channel is then divided by its root mean square over the tensor, :math:`x (\operatorname{mean}(x^2) +
-10^{-9})^{-1/2}`.
+channel is then divided by its root mean square, :math:`x (\operatorname{mean}(x^2) + 10^{-9})^{-1/2}`; see
+:mod:`nfn_opt.optim.normalise`.
 
 Time features, the same for all weights: :math:`\tanh(t / \tau - 1)` for the timescales 1, 3, 10, 30, ...,
 100000.

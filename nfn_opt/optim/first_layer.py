@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nfn_opt.optim.features import ENTRY, EPS, FACTOR, MATRIX_ONLY, TIMESCALES, Inputs, channels
 from nfn_opt.optim.layout import Segment, flat
+from nfn_opt.optim.normalise import Over, inverse_rms, several_matrices
 
 BLOCK = 16384
 """About how many weights are worked on at once where no graph is kept: their hidden layers fit a cache."""
@@ -39,10 +40,10 @@ class Preactivation:
 
     Attributes:
         segment: The tensor.
-        x: Its entry features, not normalised, ``(channels, n)``.
-        weight: ``(H, channels)``, the normalisation included.
+        x: Its entry features, ``(channels, n)``.
+        weight: ``(H, channels)``, the normalisation included where ``x`` is not normalised.
         bias: ``(H,)``, the time features included.
-        parts: What row and column features add, ``(H, *view_shape)`` with one axis of size 1.
+        parts: What row and column features add, ``(H, *shape)`` with one axis of size 1.
     """
 
     segment: Segment
@@ -53,7 +54,7 @@ class Preactivation:
 
     def blocks(self) -> Iterator[Tensor]:
         """Outputs ``(H, m)`` for consecutive weights; in one block if a graph is kept."""
-        n, shape = self.segment.spec.numel, self.segment.spec.view_shape
+        n, shape = self.segment.spec.numel, self.segment.shape
         if torch.is_grad_enabled() or n <= BLOCK or not shape:
             yield self._block(slice(None), shape)
             return
@@ -67,7 +68,7 @@ class Preactivation:
         """The output for some indices of the first axis, of which ``shape`` is left."""
         x = self.x
         if rows != slice(None):
-            inner = x.shape[1] // self.segment.spec.view_shape[0]
+            inner = x.shape[1] // self.segment.shape[0]
             x = x[:, rows.start * inner : rows.stop * inner]
         hidden = affine(self.weight, x, self.bias)
         if not self.parts:
@@ -85,7 +86,8 @@ class FeatureLinear(nn.Module):
         h = W \, \operatorname{diag}(s) \, x + b, \qquad s_c = (\operatorname{mean}(x_c^2) + 10^{-9})^{-1/2}
 
     The normalisation multiplies the small matrix instead of the features; row and column features are mapped
-    before they are broadcast; time features only move the bias. The result is the same to rounding.
+    before they are broadcast; time features only move the bias. The result is the same to rounding. (Where the
+    mean is over each matrix of a larger tensor, it is the features that are multiplied.)
 
     Args:
         features: Names of the features, in the order of the weight's columns.
@@ -94,6 +96,7 @@ class FeatureLinear(nn.Module):
         factors: Number of factored second moments, K.
         use_time: Whether the last columns read the time features.
         generator: Source of the initial weight.
+        over: What the mean of the normalisation is over, see :mod:`nfn_opt.optim.normalise`.
     """
 
     def __init__(
@@ -104,9 +107,11 @@ class FeatureLinear(nn.Module):
         factors: int,
         use_time: bool,
         generator: torch.Generator,
+        *,
+        over: Over = "tensor",
     ) -> None:
         super().__init__()
-        self.features, self.use_time = features, use_time
+        self.features, self.use_time, self.over = features, use_time, over
         widths = [channels(feature, momenta, factors) for feature in features]
         starts = [sum(widths[:i]) for i in range(len(widths))]
         self.columns = {f: range(s, s + w) for f, s, w in zip(features, starts, widths, strict=True)}
@@ -154,7 +159,7 @@ class FeatureLinear(nn.Module):
         if segment.factored is None and not MATRIX_ONLY.isdisjoint(entries):
             entries = [feature for feature in entries if feature not in MATRIX_ONLY]
             x = x[: sum(len(self.columns[feature]) for feature in entries)]
-        weight = self._weight(entries) * _inverse_rms(x)
+        weight, x = self._normalised(entries, x.reshape(-1, *segment.shape))
         parts = []
         if segment.factored is not None and inputs.means.rows:
             for which, mean in enumerate((inputs.means.rows[index], inputs.means.columns[index])):
@@ -166,11 +171,12 @@ class FeatureLinear(nn.Module):
     def _part(self, features: list[str], mean: Tensor) -> Tensor:
         """The map for row or column features: channels, then the shape as viewed with one axis of size 1."""
         x = torch.cat([FACTOR[feature][1](mean) for feature in features])
-        weight = self._weight(features) * _inverse_rms(flat(x))
-        return (weight @ flat(x)).reshape(len(weight), *x.shape[1:])
+        weight, rows = self._normalised(features, x)
+        return (weight @ rows).reshape(len(weight), *x.shape[1:])
 
-
-def _inverse_rms(x: Tensor) -> Tensor:
-    """``(mean(x^2) + 1e-9)^(-1/2)`` for each row."""
-    norm = torch.linalg.vector_norm(x, dim=1)
-    return torch.rsqrt(norm * norm / x.shape[1] + EPS)
+    def _normalised(self, features: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight ``(H, c)`` and the features ``(c, *shape)`` made flat; one of them is normalised."""
+        weight, scale = self._weight(features), inverse_rms(x, EPS, self.over)
+        if several_matrices(x.dim() - 1, self.over):
+            return weight, flat(x * scale)
+        return weight * scale.reshape(-1), flat(x)

@@ -17,13 +17,21 @@ class Segment:
     """Where one tensor lies in the flat vector.
 
     Attributes:
-        spec: The tensor; all work is done on the shape as viewed, whose axes are what permutations act on.
+        spec: The tensor.
+        shape: The shape that statistics are taken over, see :func:`statistics_shape`.
         factored: The axes averaged away by the row and by the column statistics: the largest and the
             second largest; ``None`` for a tensor with fewer than two axes.
     """
 
     spec: TensorSpec
+    shape: tuple[int, ...]
     factored: tuple[int, int] | None
+
+    @staticmethod
+    def of(spec: TensorSpec) -> Segment:
+        """The segment of a tensor."""
+        shape = statistics_shape(spec)
+        return Segment(spec, shape, largest_axes(shape))
 
     @property
     def name(self) -> str:
@@ -36,9 +44,9 @@ class Segment:
         return 1 if self.factored is None else 0
 
     def averaged_shape(self, which: int) -> tuple[int, ...]:
-        """The viewed shape with the row (``which=0``) or column (``which=1``) statistics' axis set to 1."""
+        """The shape with the row (``which=0``) or column (``which=1``) statistics' axis set to 1."""
         assert self.factored is not None
-        return tuple(1 if i == self.factored[which] else n for i, n in enumerate(self.spec.view_shape))
+        return tuple(1 if i == self.factored[which] else n for i, n in enumerate(self.shape))
 
 
 class Layout:
@@ -54,7 +62,7 @@ class Layout:
     """
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
-        self.segments = tuple(Segment(spec, largest_axes(spec.view_shape)) for spec in specs)
+        self.segments = tuple(Segment.of(spec) for spec in specs)
         self.sizes = [segment.spec.numel for segment in self.segments]
 
     @staticmethod
@@ -83,6 +91,32 @@ def _layout(space: WeightSpace, names: tuple[str, ...]) -> Layout:
 def flat(x: Tensor) -> Tensor:
     """``(K, *shape)`` as ``(K, n)``, ``shape`` possibly empty."""
     return x.reshape(x.shape[0], -1)
+
+
+def statistics_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape whose rows and columns are what a rule takes the statistics of: the stored shape.
+
+    So a rule does the same whether it is given the symmetry of a network or not. A permutation of viewed axes moves
+    whole indices of the stored axes that they are part of. Only where a viewed axis runs over several stored ones
+    would that break the symmetry, and the statistics are of the shape as viewed.
+
+    Example:
+        >>> from nfn_opt.weight_space import Axis
+        >>> statistics_shape(TensorSpec("w", (2, 12), (Axis("out", 2), Axis("h", 4), Axis("pixel", 3, False))))
+        (2, 12)
+        >>> statistics_shape(TensorSpec("w", (2, 6), (Axis("h", 12),)))
+        (12,)
+    """
+    ends, boundaries = 1, {1}
+    for axis in spec.axes:
+        ends *= axis.size
+        boundaries.add(ends)
+    ends = 1
+    for size in spec.shape:
+        ends *= size
+        if ends not in boundaries:
+            return spec.view_shape
+    return spec.shape
 
 
 def largest_axes(shape: Sequence[int]) -> tuple[int, int] | None:

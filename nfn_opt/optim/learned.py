@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from nfn_opt.optim.accumulators import Accumulated, Accumulators
 from nfn_opt.optim.features import EPS, FEATURES, USES_FACTORS, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
-from nfn_opt.optim.layout import Layout
+from nfn_opt.optim.layout import Layout, Segment
+from nfn_opt.optim.matrices import Matrices, orthogonal_update
+from nfn_opt.optim.normalise import Over, inverse_rms
 from nfn_opt.optim.rule import State, Tensors, UpdateRule, closest
 from nfn_opt.optim.step_size import StepSize
 from nfn_opt.weight_space import WeightSpace
@@ -27,7 +29,7 @@ class LearnedConfig:
     Attributes:
         lr: Initial step size.
         base: What the correction is added to: the direction of Adam, or nothing.
-        correction: Initial factor of the correction, learned from there on.
+        correction: Initial factor of the correction, learned from there on if there is a base.
         output_scale: Scale of the last layer's initial weights; together with ``correction`` it makes the
             rule start close to its base.
         features: Names of the features, see :mod:`nfn_opt.optim.features`.
@@ -38,9 +40,13 @@ class LearnedConfig:
         factor_decays: Decays of the factored second moments.
         gradient_clip: Entries of the gradient are first cut to this absolute value.
         eps: Of the Adam direction.
+        orthogonal: Which matrices of the direction are made orthogonal, see :data:`nfn_opt.optim.matrices.Matrices`.
         normalise_output: Whether the direction of each tensor is divided by its root mean square.
+        normalise_over: What the means of normalisation are over, see :mod:`nfn_opt.optim.normalise`.
+        learn_lr: Whether the step size is an outer parameter.
         schedule: Whether the step size depends on time.
         by_kind: Whether matrices and vectors have their own step sizes.
+        vector_factor: How much larger the step size of vectors is than that of matrices.
     """
 
     lr: float = 3e-3
@@ -55,15 +61,20 @@ class LearnedConfig:
     factor_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     gradient_clip: float = 1000.0
     eps: float = 1e-8
+    orthogonal: Literal["none"] | Matrices = "none"
     normalise_output: bool = False
+    normalise_over: Over = "tensor"
+    learn_lr: bool = True
     schedule: bool = True
     by_kind: bool = True
+    vector_factor: float = 1.0
 
     def __post_init__(self) -> None:
         for field in ("features", "hidden", "momentum_decays", "factor_decays"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        if self.base not in ("adam", "none"):
-            raise ValueError(f"base is {self.base!r}, expected 'adam' or 'none'")
+        _check_choice("base", self.base, ("adam", "none"))
+        _check_choice("orthogonal", self.orthogonal, ("none", "positions", "flat"))
+        _check_choice("normalise_over", self.normalise_over, ("tensor", "matrix"))
         check_features(self.features)
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden is {self.hidden}, expected one or more positive widths, such as (8, 8)")
@@ -77,7 +88,7 @@ class LearnedConfig:
         for value in (*self.momentum_decays, self.second_moment_decay, *self.factor_decays):
             if not 0 <= value < 1:
                 raise ValueError(f"a decay is {value!r}, expected a number in [0, 1)")
-        for field in ("lr", "gradient_clip", "eps", "output_scale"):
+        for field in ("lr", "gradient_clip", "eps", "output_scale", "vector_factor"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, expected a positive number")
 
@@ -85,6 +96,11 @@ class LearnedConfig:
     def needs_factors(self) -> bool:
         """Whether a feature reads the factored second moments; if none does, they are not kept."""
         return not USES_FACTORS.isdisjoint(self.features)
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{field} is {value!r}, expected {' or '.join(map(repr, choices))}")
 
 
 def check_features(features: Sequence[str]) -> None:
@@ -109,8 +125,9 @@ class LearnedRule(UpdateRule, abc.ABC):
         u = -\alpha_k(t) \, \bigl( a + \beta f_\theta(x) \bigr) \qquad a = \hat m / \sqrt{\hat v + \epsilon^2}
 
     Here :math:`x` are the features of each weight, :math:`\hat m, \hat v` the first momentum and the second
-    moment, corrected for their start at zero, and :math:`\alpha_k(t)` the learned step size. A subclass gives
-    :math:`f`.
+    moment, corrected for their start at zero, and :math:`\alpha_k(t)` the learned step size. Without a base the sum
+    is :math:`\beta f_\theta(x)` with a constant :math:`\beta`. The sum may be made orthogonal and then be normalised.
+    A subclass gives :math:`f`.
     """
 
     config_class: ClassVar[type[Any]] = LearnedConfig
@@ -132,9 +149,16 @@ class LearnedRule(UpdateRule, abc.ABC):
             len(factors),
             config.use_time,
             generator,
+            over=config.normalise_over,
         )
-        self.beta = nn.Parameter(torch.tensor(config.correction))
-        self.step_size = StepSize(config.lr, schedule=config.schedule, by_kind=config.by_kind)
+        self.beta = nn.Parameter(torch.tensor(config.correction)) if config.base == "adam" else None
+        self.step_size = StepSize(
+            config.lr,
+            schedule=config.schedule,
+            by_kind=config.by_kind,
+            learned=config.learn_lr,
+            vector_factor=config.vector_factor,
+        )
         self.reset_body(generator, space)
 
     @abc.abstractmethod
@@ -180,16 +204,26 @@ class LearnedRule(UpdateRule, abc.ABC):
         return updates, {"tensors": means.state(), "shared": {}}
 
     def _finish(self, corrections: list[Tensor], means: Accumulated, step_sizes: Tensor) -> dict[str, Tensor]:
-        """Updates in stored shapes: minus the step size times the (normalised) sum of base and correction."""
+        """Updates in stored shapes: minus the step size times the direction."""
         layout, updates, scales = means.layout, {}, (-step_sizes).unbind()
         bases = self._adam(means) if self.config.base == "adam" else [None] * len(corrections)
         for segment, correction, base in zip(layout.segments, corrections, bases, strict=True):
-            scale = scales[segment.kind]
-            direction = self.beta * correction if base is None else base + self.beta * correction
-            if self.config.normalise_output:
-                scale = scale * torch.rsqrt((direction * direction).mean() + EPS)
-            updates[segment.name] = (scale * direction).reshape(segment.spec.shape)
+            if base is None or self.beta is None:
+                direction = correction if self.config.correction == 1 else self.config.correction * correction
+            else:
+                direction = base + self.beta * correction
+            updates[segment.name] = self._scaled(segment, direction, scales[segment.kind])
         return updates
+
+    def _scaled(self, segment: Segment, direction: Tensor, scale: Tensor) -> Tensor:
+        """The direction ``(n,)`` made orthogonal and normalised where asked, times the scale, as stored."""
+        config = self.config
+        if config.orthogonal != "none" and segment.factored is not None:
+            direction = orthogonal_update(direction.reshape(segment.shape), config.orthogonal)
+        if config.normalise_output:
+            direction = direction.reshape(1, *segment.shape)
+            scale = scale * inverse_rms(direction, EPS, config.normalise_over)
+        return (scale * direction).reshape(segment.spec.shape)
 
     def _adam(self, means: Accumulated) -> list[Tensor]:
         config, count = self.config, torch.stack(means.step)

@@ -1,4 +1,4 @@
-"""Celo2-base, written out literally one tensor at a time: the oracle for the fast code."""
+"""Celo2-base and Celo2, written out literally one tensor at a time: the oracle for the fast code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,30 @@ def features(p: Tensor, b: Tensor, state: dict[str, Any]) -> tuple[list[Tensor],
         rest += [m_k * R_k * C_k for m_k, R_k, C_k in zip(m, R, C, strict=True)]
         new = {**new, "r": r, "c": c}
     channels = [g, g.clamp(-0.1, 0.1), p, *m, v, *(m_k * root for m_k in m), root, *factored, g * root, *rest]
-    return [x * (1e-9 + (x**2).mean()).rsqrt() for x in channels], new
+    return [normalised(x) for x in channels], new
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Divided by the root mean square over the last two axes of the reference's layout."""
+    axes = tuple(range(x.dim()))[-2:]
+    return x * (1e-9 + (x**2).mean(axes, keepdim=True)).rsqrt()
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Newton and Schulz's iteration on the last two axes of the reference's layout."""
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.transpose(-1, -2) if tall else x
+    x = x / ((x**2).sum((-1, -2), keepdim=True).sqrt() + 1e-8)
+    for _ in range(5):
+        A = x @ x.transpose(-1, -2)
+        x = 3.4445 * x + (-4.7750 * A + 2.0315 * A @ A) @ x
+    return x.transpose(-1, -2) if tall else x
+
+
+def adam(p: Tensor, b: Tensor, state: dict[str, Any], lr: float) -> tuple[Tensor, dict[str, Any]]:
+    """The update of a vector in Celo2, and the new state."""
+    m, v = 0.9 * state["m"][0] + 0.1 * b, 0.95 * state["v"] + 0.05 * b**2
+    return -20 * lr * m * (v + 1e-8).rsqrt(), {**state, "m": [m], "v": v}
 
 
 def step(
@@ -74,14 +97,17 @@ def step(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     lr: float,
+    base: bool,
 ) -> tuple[Tensor, dict[str, Any]]:
     """The update of one tensor in the reference's layout, and the new state."""
+    if not base and p.dim() < 2:
+        return adam(p, b, state, lr)
     channels, state = features(p, b, state)
     x = torch.stack(channels, -1) @ weights[0][:, : len(channels)].T + biases[0]
     for weight, bias in zip(weights[1:], biases[1:], strict=True):
         x = x.relu() @ weight.T + bias
-    direction = x[..., 0]
-    return -lr * direction * (1e-9 + (direction**2).mean()).rsqrt(), state
+    direction = x[..., 0] if base else orthogonal(x[..., 0])
+    return -lr * normalised(direction), state
 
 
 def run(
@@ -90,14 +116,15 @@ def run(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     lr: float,
+    base: bool = True,
 ) -> dict[str, Tensor]:
-    """Parameters (outputs first) after one update for each gradient."""
+    """Parameters (outputs first) after one update for each gradient, by Celo2-base or by Celo2."""
     after = {}
     for name, stored in params.items():
         p = to_reference(stored)
         state = new_state(p)
         for grads in gradients:
-            update, state = step(p, to_reference(grads[name]), state, weights, biases, lr)
+            update, state = step(p, to_reference(grads[name]), state, weights, biases, lr, base)
             p = p + update
         after[name] = from_reference(p)
     return after

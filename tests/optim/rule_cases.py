@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ RULES: dict[str, Callable[[], UpdateRule]] = {
     "nfn": lambda: make_rule("nfn"),
     "nfn, one layer": lambda: make_rule("nfn", hidden=(4,), channels=3, features=FEW),
     "celo2 base": lambda: MLPRule(MLPConfig.celo2_base()),
+    "celo2": lambda: MLPRule(MLPConfig.celo2()),
+    "celo2, flat": lambda: MLPRule(dataclasses.replace(MLPConfig.celo2(), orthogonal="flat")),
 }
 
 SHAPES = {

@@ -7,31 +7,35 @@ import torch
 
 from nfn_opt.optim import MLPConfig, MLPRule
 from nfn_opt.optim.features import FEATURES, TIMESCALES, time_features
-from nfn_opt.optim.layout import Layout, largest_axes
+from nfn_opt.optim.layout import Layout
 from nfn_opt.weight_space import Axis, TensorSpec, WeightSpace
 from tests.optim import celo2_twin
+from tests.optim.networks import draw_like, random_space
 from tests.optim.rule_cases import SHAPES, draw, run
 
 
+@pytest.mark.parametrize("base", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
-def test_celo2_base_is_the_published_rule(generator: torch.Generator, scale: float) -> None:
-    rule = MLPRule(MLPConfig.celo2_base()).double().requires_grad_(False)
+def test_celo2_is_the_published_rule(generator: torch.Generator, scale: float, base: bool) -> None:
+    config = MLPConfig.celo2_base() if base else MLPConfig.celo2()
+    rule = MLPRule(config).double().requires_grad_(False)
     for bias in (rule.first.bias, *rule.rest.biases):
         bias.normal_(generator=generator)
     params, gradients = draw(generator), [draw(generator) for _ in range(4)]
     gradients = [{name: scale * g for name, g in grads.items()} for grads in gradients]
     got, _ = run(rule, WeightSpace.independent(params), params, gradients)
     weights, biases = [rule.first.weight, *rule.rest.weights], [rule.first.bias, *rule.rest.biases]
-    expected = celo2_twin.run(params, gradients, weights, biases, lr=1e-3)
+    expected = celo2_twin.run(params, gradients, weights, biases, lr=1e-3, base=base)
     moved = {name: expected[name] - params[name] for name in params}
     assert all(m.abs().max() > 1e-4 for m in moved.values())
-    torch.testing.assert_close({n: got[n] - params[n] for n in params}, moved, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close({n: got[n] - params[n] for n in params}, moved, rtol=1e-10, atol=1e-13)
 
 
 def test_celo2_base_has_the_published_size() -> None:
     rule = MLPRule(MLPConfig.celo2_base())
     assert rule.first.in_features == 30
-    assert sum(p.numel() for p in rule.parameters() if p.dim()) == 347 - 2 * (8 + 1) + 1  # one output, log_lr
+    assert sum(p.numel() for p in rule.parameters()) == 347 - 2 * (8 + 1)  # one output of three
+    assert not list(rule.step_size.parameters())
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -73,15 +77,34 @@ def test_time_features() -> None:
     assert time_features(torch.tensor(10**9), torch.float32).isfinite().all()
 
 
-def test_views_are_factored_as_viewed(generator: torch.Generator) -> None:
-    """A linear layer after a flatten: the statistics follow the axes that permutations act on."""
-    spec = TensorSpec("w", (2, 12), (Axis("out", 2), Axis("h", 4), Axis("pixel", 3, False)))
+@pytest.mark.parametrize(
+    ("axes", "row", "column"),
+    [
+        ((Axis("out", 2), Axis("h", 4), Axis("pixel", 3, False)), (3, 2, 1), (3, 1, 12)),
+        ((Axis("flat", 24),), (3, 24), None),
+    ],
+)
+def test_statistics_are_of_the_stored_shape_unless_that_breaks_the_symmetry(
+    axes: tuple[Axis, ...],
+    row: tuple[int, ...],
+    column: tuple[int, ...] | None,
+    generator: torch.Generator,
+) -> None:
+    """A linear layer after a flatten, and a matrix that is flattened itself."""
     rule, params = MLPRule(), {"w": torch.randn(2, 12, generator=generator)}
-    state = rule.init(WeightSpace((spec,)), params)["tensors"]["w"]
-    assert largest_axes(spec.view_shape) == (1, 2)
-    assert state["row"].shape == (3, 2, 1, 3)
-    assert state["column"].shape == (3, 2, 4, 1)
+    state = rule.init(WeightSpace((TensorSpec("w", (2, 12), axes),)), params)["tensors"]["w"]
+    assert state["row"].shape == row
+    assert (state["column"].shape if "column" in state else None) == column
     assert state["momentum"].shape == (3, 2, 12)
+
+
+def test_the_symmetry_given_does_not_change_a_rule_for_each_weight(generator: torch.Generator) -> None:
+    for seed in range(4):
+        space = random_space(seed)
+        params, gradients = draw_like(space, generator), [draw_like(space, generator) for _ in range(2)]
+        rule = MLPRule(MLPConfig.celo2()).double()
+        tied, loose = (run(rule, s, params, gradients) for s in (space, WeightSpace.independent(params)))
+        torch.testing.assert_close(tied, loose, rtol=0, atol=0)
 
 
 def test_accumulators_that_no_feature_reads_are_not_kept(generator: torch.Generator) -> None:
