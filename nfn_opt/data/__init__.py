@@ -1,4 +1,4 @@
-"""Data: image sets and pictures.
+"""Data: image sets, pictures and text.
 
 Example:
     >>> digits = load_images("digits")
@@ -10,5 +10,14 @@ from nfn_opt.data.images import ImageData
 from nfn_opt.data.patches import load_photo_patches
 from nfn_opt.data.pictures import read_image, write_image
 from nfn_opt.data.sources import load_images
+from nfn_opt.data.text import TextData, load_text
 
-__all__ = ["ImageData", "load_images", "load_photo_patches", "read_image", "write_image"]
+__all__ = [
+    "ImageData",
+    "TextData",
+    "load_images",
+    "load_photo_patches",
+    "load_text",
+    "read_image",
+    "write_image",
+]

@@ -6,6 +6,16 @@ from nfn_opt.meta.config import InnerConfig, MetaTrainConfig, OuterConfig, TaskC
 from nfn_opt.meta.estimators import TruncatedBackprop
 from nfn_opt.meta.estimators_es import EvolutionStrategies, PersistentES
 from nfn_opt.meta.evaluate import ADAM_LEARNING_RATES, Curves, Tuned, evaluate, tuned_adam
+from nfn_opt.meta.families import (
+    CharTask,
+    DataSources,
+    Initializer,
+    InrTask,
+    NetworkTask,
+    SuiteTask,
+    SupervisedTask,
+    suite,
+)
 from nfn_opt.meta.initialization import default_init
 from nfn_opt.meta.mixture import Mixture
 from nfn_opt.meta.objective import Objective
@@ -25,8 +35,13 @@ __all__ = [
     # Unrolling and its gradient
     "Carry",
     "ClassificationTask",
+    "CharTask",
     "Curves",
     "EvolutionStrategies",
+    "DataSources",
+    "Initializer",
+    "InrTask",
+    "NetworkTask",
     # The outer loop
     "InnerConfig",
     "InnerStep",
@@ -40,6 +55,8 @@ __all__ = [
     "PersistentES",
     "Reparametrization",
     "RunFolder",
+    "SuiteTask",
+    "SupervisedTask",
     "Task",
     "TaskConfig",
     "TaskWrapper",
@@ -51,6 +68,7 @@ __all__ = [
     "init_state",
     "losses_and_grads",
     "meta_train",
+    "suite",
     "tuned_adam",
     "unroll",
 ]

@@ -22,8 +22,9 @@ def default_init(
     r"""Draw the initial parameters of ``n`` networks.
 
     Weights and biases of linear and convolutional layers are uniform in
-    :math:`\pm 1/\sqrt{\text{fan in}}`, normalisations start at scale one and shift zero: the
-    distributions of ``reset_parameters`` in PyTorch.
+    :math:`\pm 1/\sqrt{\text{fan in}}`, those of recurrent layers in :math:`\pm 1/\sqrt{\text{hidden size}}`,
+    embeddings are standard normal, normalisations start at scale one and shift zero: the distributions of
+    ``reset_parameters`` in PyTorch.
 
     Args:
         module: The architecture; its own parameters are not read and may be on the meta device.
@@ -49,14 +50,23 @@ def default_init(
             shape = (n, *parameter.shape)
             if isinstance(layer, _LINEAR):
                 bound = 1 / sqrt(prod(layer.weight.shape[1:]))
-                uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
-                tensor = (2 * uniform - 1) * bound
+                tensor = _uniform(shape, bound, generator, dtype)
+            elif isinstance(layer, nn.RNNBase):
+                tensor = _uniform(shape, 1 / sqrt(layer.hidden_size), generator, dtype)
+            elif isinstance(layer, nn.Embedding) and layer.padding_idx is None:
+                tensor = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
             elif isinstance(layer, _NORMS):
                 tensor = torch.full(shape, float(name.endswith("weight")), dtype=dtype)
             else:
                 raise NotImplementedError(
                     f"no initial distribution is known for {name!r} of a {type(layer).__name__}; "
-                    "use linear, convolution and normalisation layers only, or override the task's init"
+                    "use linear, convolution, recurrent, embedding and normalisation layers only, or "
+                    "override the task's init"
                 )
             drawn[name] = tensor.to(device)
     return {name: drawn[name] for name, _ in module.named_parameters()}
+
+
+def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Uniform between plus and minus the bound."""
+    return (2 * torch.rand(shape, generator=generator, dtype=dtype, device=generator.device) - 1) * bound

@@ -104,8 +104,8 @@ def test_default_init_has_the_distribution_of_pytorch(generator: torch.Generator
 
 
 def test_unknown_layers_are_refused(generator: torch.Generator) -> None:
-    with pytest.raises(NotImplementedError, match=r"'0\.weight' of a Embedding"):
-        default_init(nn.Sequential(nn.Embedding(3, 2)), generator, 1)
+    with pytest.raises(NotImplementedError, match=r"'0\.weight' of a Bilinear"):
+        default_init(nn.Sequential(nn.Bilinear(3, 2, 2)), generator, 1)
 
 
 @pytest.mark.parametrize("level", ["global", "tensor", "parameter"])
