@@ -5,7 +5,15 @@ from nfn_opt.meta.classification import ClassificationTask, CNNClassification, M
 from nfn_opt.meta.config import InnerConfig, MetaTrainConfig, OuterConfig, TaskConfig
 from nfn_opt.meta.estimators import TruncatedBackprop
 from nfn_opt.meta.estimators_es import EvolutionStrategies, PersistentES
-from nfn_opt.meta.evaluate import ADAM_LEARNING_RATES, Curves, Tuned, evaluate, tuned_adam
+from nfn_opt.meta.evaluate import (
+    ADAM_LEARNING_RATES,
+    Curves,
+    Probe,
+    Tuned,
+    evaluate,
+    evaluate_runs,
+    tuned_adam,
+)
 from nfn_opt.meta.families import (
     CharTask,
     DataSources,
@@ -25,11 +33,18 @@ from nfn_opt.meta.run_folder import RunFolder
 from nfn_opt.meta.stepper import InnerStep, losses_and_grads
 from nfn_opt.meta.tasks import Task, TaskWrapper
 from nfn_opt.meta.train import MetaTrainResult, meta_train
+from nfn_opt.meta.tuning import LEARNING_RATES, Setting, Tuning, tune
 from nfn_opt.meta.unroll import Unrolled, init_state, unroll
 
 __all__ = [
     # Comparison
     "ADAM_LEARNING_RATES",
+    "LEARNING_RATES",
+    "Probe",
+    "Setting",
+    "Tuning",
+    "evaluate_runs",
+    "tune",
     # Inner problems
     "CNNClassification",
     # Unrolling and its gradient

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nfn_opt.meta import ClassificationTask, Curves, evaluate, tuned_adam
+from nfn_opt.meta import ClassificationTask, Curves, Probe, evaluate, evaluate_runs, tuned_adam
 from nfn_opt.optim import LearnedOptimizer, make_rule
 
 
@@ -48,9 +48,51 @@ def test_adam_is_tuned_by_its_final_loss(tiny_task: ClassificationTask) -> None:
     assert tuned.best_curves.score < tuned.curves[1e-4].score
 
 
-def test_a_diverged_run_scores_infinity() -> None:
-    curves = Curves(torch.zeros(2, 1), torch.tensor([0.5, math.nan]))
-    assert curves.score == math.inf
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # from within torch's own compiler
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_many_runs_are_one_batch(tiny_task: ClassificationTask, compiled: bool) -> None:
+    rates = {"log_lr": torch.tensor([0.01, 0.1, 0.3], dtype=torch.float64).log()}
+    rule = make_rule("adam", lr=1.0).double()
+    runs = evaluate_runs(rule, tiny_task, rates, seeds=(3, 5), steps=6, max_networks=4, compiled=compiled)
+    for run, lr in zip(runs, (0.01, 0.1, 0.3), strict=True):
+        alone = evaluate(make_rule("adam", lr=lr).double(), tiny_task, seeds=(3, 5), steps=6)
+        for mine, expected in ((run.losses, alone.losses), (run.final, alone.final)):
+            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=0)
+        torch.testing.assert_close(run.initial, alone.initial, rtol=0, atol=0)
+
+
+def test_a_probe_measures_on_the_way(tiny_task: ClassificationTask) -> None:
+    rule = make_rule("adam", lr=0.05).double()
+    probe = Probe(tiny_task.full_losses, every=4)
+    batched = evaluate(rule, tiny_task, seeds=(3, 5), steps=12, probe=probe)
+    single = evaluate(lambda p: torch.optim.Adam(p, lr=0.05), tiny_task, seeds=(3, 5), steps=12, probe=probe)
+    assert batched.probes is not None
+    assert batched.probes.shape == (2, 3)
+    torch.testing.assert_close(batched.probes, single.probes, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(batched.probes[:, -1], batched.final, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="every is 0"):
+        Probe(tiny_task.full_losses, every=0)
+
+
+NAN, INF = math.nan, math.inf
+
+
+def test_a_failed_run_scores_infinity() -> None:
+    losses = torch.tensor([[1.0, 0.5], [1.0, NAN], [1.0, 0.5], [1.0, 0.5], [1.0, 0.5]])
+    curves = Curves(losses, torch.tensor([0.5, 0.5, NAN, 1.5, 1.5]))
+    assert curves.failed.tolist() == [False, True, True, True, True]
+    assert curves.outcome.tolist() == [0.5, INF, INF, INF, INF]
+    assert curves.score == INF
+    initial = Curves(losses, curves.final, torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0]))
+    assert initial.failed.tolist() == [False, True, True, True, False]
+
+
+def test_unknown_outer_parameters_are_refused(tiny_task: ClassificationTask) -> None:
+    for name, shape in (("lr", (2,)), ("log_lr", (2, 3))):
+        with pytest.raises(ValueError, match=rf"theta gives '{name}' of shape"):
+            evaluate_runs(
+                make_rule("adam").double(), tiny_task, {name: torch.zeros(shape)}, seeds=(0,), steps=1
+            )
 
 
 @pytest.mark.parametrize(("seeds", "steps", "match"), [((), 1, "seeds is empty"), ((0,), 0, "got 0")])

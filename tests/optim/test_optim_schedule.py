@@ -95,5 +95,5 @@ def test_refusals() -> None:
         ScheduledConfig(schedule="step")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"warmup is 1\.0"):
         ScheduledConfig(warmup=1.0)
-    with pytest.raises(ValueError, match="none of a 'sgd' rule.*beta1"):
+    with pytest.raises(ValueError, match=r"none of a 'sgd' rule.*beta1"):
         ScheduledConfig(rule="sgd", options={"beta1": 0.5})
