@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from nfn_opt.meta.families.control import CartPole, Pendulum
 from nfn_opt.meta.families.image_tasks import autoencode, classify
 from nfn_opt.meta.families.initializers import Initializer
 from nfn_opt.meta.families.modules import CharRecurrent, CharTransformer
 from nfn_opt.meta.families.network_tasks import CharTask, InrTask
 from nfn_opt.meta.families.networks import conv_autoencoder, conv_net, normed_mlp, residual_net, siren
+from nfn_opt.meta.families.policies import PolicyTask
 from nfn_opt.meta.families.sources import DataSources
 from nfn_opt.meta.tasks import Task
 
@@ -127,5 +129,7 @@ SUITE: tuple[SuiteTask, ...] = (
     _images(_autoencoder, "autoencoder-mnist", "autoencoder", "mnist"),
     _images(_autoencoder, "autoencoder-cifar", "autoencoder", "cifar10"),
     _images(_conv_autoencoder, "conv-autoencoder-mnist", "autoencoder", "mnist"),
+    SuiteTask("policy-cartpole", "policy", lambda data: PolicyTask(CartPole())),
+    SuiteTask("policy-pendulum", "policy", lambda data: PolicyTask(Pendulum())),
 )
 """The suite, in the order of its tables."""
