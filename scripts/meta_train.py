@@ -1,12 +1,15 @@
 #!/usr/bin/env python
-"""Meta-train an update rule on families of image classification problems.
+"""Meta-train an update rule on families of inner problems.
 
 Example:
     python scripts/meta_train.py --out runs/mine --task.images digits --rule mlp --rule-options lr=0.01 'hidden=[8]'
+    python scripts/meta_train.py --out runs/celo2 --recipe celo2 --minutes 60
+    torchrun --nproc-per-node 2 scripts/meta_train.py --out runs/celo2 --recipe celo2
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import re
@@ -19,7 +22,9 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from nfn_opt.meta import MetaTrainConfig, MetaTrainResult, meta_train
+from nfn_opt.meta import MetaTrainConfig, MetaTrainResult, load_recipe, meta_train
+from nfn_opt.meta.guards import DivergenceError
+from nfn_opt.meta.processes import joined_processes
 from nfn_opt.optim import UpdateRule
 
 registry = tyro.constructors.ConstructorRegistry()
@@ -88,9 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from command-line arguments, those of the process by default; the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = shlex.join(["python", "scripts/meta_train.py", *words])
+    try:
+        default = starting_point(words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
     def run(
-        config: Annotated[MetaTrainConfig, tyro.conf.arg(name="")],
+        config: Annotated[MetaTrainConfig, tyro.conf.arg(name="")] = default,
+        recipe: str | None = None,
         resume: bool = False,
         threads: int | None = None,
     ) -> int:
@@ -98,17 +109,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         Args:
             config: The run.
+            recipe: Where all options come from that are not given here: a file .toml, the config.json of a run, or
+                the name of a recipe that comes with the library.
             resume: Go on with the run in the folder given by --out; all other options as at its start.
             threads: Number of CPU threads; PyTorch's choice if not given.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        try:
-            result = meta_train(config, resume=resume, command=command)
-        except (OSError, ValueError, TypeError, ModuleNotFoundError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        return _report(result, command if resume else f"{command} --resume")
+        with joined_processes() as processes:
+            try:
+                result = meta_train(config, resume=resume, command=command, processes=processes)
+            except (OSError, ValueError, TypeError, ModuleNotFoundError, DivergenceError) as error:
+                who = "" if processes.main else f" (process {processes.rank})"
+                print(f"error{who}: {error}", file=sys.stderr)
+                return 3 if isinstance(error, DivergenceError) else 2
+            return _report(result, command if resume else f"{command} --resume") if processes.main else 0
 
     return tyro.cli(
         run,
@@ -119,12 +134,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
+def starting_point(words: Sequence[str]) -> MetaTrainConfig:
+    """The options before those of the command line: of the recipe that it names, or the defaults.
+
+    Raises:
+        ValueError: If there is no such recipe, or it is refused.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe")
+    try:
+        recipe = parser.parse_known_args(list(words))[0].recipe
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; give a recipe") from error
+    out: Any = tyro.MISSING
+    return MetaTrainConfig(out=out) if recipe is None else load_recipe(recipe, out=out)
+
+
 def _report(result: MetaTrainResult, resume: str) -> int:
     folder = result.folder
-    if result.stopped_by is not None:
-        name = signal.Signals(result.stopped_by).name
-        print(f"stopped by {name} after outer step {result.step}; everything is saved. To go on:\n  {resume}")
-        return 128 + result.stopped_by
+    if not result.finished:
+        by = "the end of its time" if result.stopped_by is None else signal.Signals(result.stopped_by).name
+        print(f"stopped by {by} after outer step {result.step}; everything is saved. To go on:\n  {resume}")
+        return 0 if result.stopped_by is None else 128 + result.stopped_by
     for name, value in result.metrics.items():
         print(f"{name:32} {value}")
     print(f"rule    {folder.rule}\ncurves  {folder.curves}\nresult  {folder.result}")

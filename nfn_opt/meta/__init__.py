@@ -2,7 +2,7 @@
 
 from nfn_opt.meta.carry import Carry
 from nfn_opt.meta.classification import ClassificationTask, CNNClassification, MLPClassification
-from nfn_opt.meta.config import InnerConfig, MetaTrainConfig, OuterConfig, TaskConfig
+from nfn_opt.meta.config import FamilyConfig, InnerConfig, MetaTrainConfig, OuterConfig, TaskConfig
 from nfn_opt.meta.estimators import TruncatedBackprop
 from nfn_opt.meta.estimators_es import EvolutionStrategies, PersistentES
 from nfn_opt.meta.evaluate import (
@@ -33,11 +33,14 @@ from nfn_opt.meta.families import (
     make_family,
     suite,
 )
+from nfn_opt.meta.guards import DivergenceError
 from nfn_opt.meta.initialization import default_init
 from nfn_opt.meta.mixture import Mixture
 from nfn_opt.meta.objective import Objective
 from nfn_opt.meta.pieces import MetaGradient
-from nfn_opt.meta.reparametrization import Reparametrization
+from nfn_opt.meta.processes import Processes, joined_processes
+from nfn_opt.meta.recipes import available_recipes, load_recipe
+from nfn_opt.meta.reparametrization import MixedReparametrization, Reparametrization
 from nfn_opt.meta.run_folder import RunFolder
 from nfn_opt.meta.stepper import InnerStep, losses_and_grads
 from nfn_opt.meta.tasks import Task, TaskWrapper
@@ -69,10 +72,13 @@ __all__ = [
     "InrTask",
     "NetworkTask",
     # The outer loop
+    "DivergenceError",
+    "FamilyConfig",
     "InnerConfig",
     "InnerStep",
     "MLPClassification",
     "MetaGradient",
+    "MixedReparametrization",
     "Mixture",
     "MetaTrainConfig",
     "MetaTrainResult",
@@ -81,6 +87,7 @@ __all__ = [
     "PersistentES",
     "PolicyTask",
     "QuadraticTask",
+    "Processes",
     "Reparametrization",
     "RunFolder",
     "SuiteTask",
@@ -93,11 +100,14 @@ __all__ = [
     "Tuned",
     "Unrolled",
     "check_disjoint",
+    "available_recipes",
     "default_init",
     "evaluate",
     "family_names",
     "family_table",
     "init_state",
+    "joined_processes",
+    "load_recipe",
     "losses_and_grads",
     "make_family",
     "meta_train",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
-from nfn_opt.meta.carry import Carry
+from nfn_opt.meta.outer import below
+from nfn_opt.optim.rule import UpdateRule, make_rule
+from nfn_opt.optim.storage import load_rule, rule_metadata
+from nfn_opt.weight_space import WeightSpace
 
 KIND = "meta_training"
 
@@ -18,75 +21,64 @@ KIND = "meta_training"
 def save_checkpoint(
     path: str | os.PathLike[str],
     *,
-    rule: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    carries: Sequence[Carry],
-    generator: torch.Generator,
+    rule: UpdateRule,
+    outer: Mapping[str, Tensor],
+    slots: Mapping[int, Mapping[str, Tensor]],
     progress: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint, atomically.
 
     Args:
         path: File to write.
-        rule: The rule.
-        optimizer: The outer optimizer; its state of each parameter must be tensors.
-        carries: The inner problems of each task.
-        generator: The source of randomness.
+        rule: The rule that is trained.
+        outer: Tensors of the outer optimizer, the outer parameters included.
+        slots: Tensors of the inner problems of each slot, by its number, their generators included.
         progress: Counters, JSON values.
     """
-    tensors = {f"rule/{name}": tensor for name, tensor in rule.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items()}
-    for index, carry in enumerate(carries):
-        tensors |= {f"carry/{index}/{name}": tensor for name, tensor in carry.tensors().items()}
-    tensors["generator"] = generator.get_state()
-    save_artifact(path, tensors, kind=KIND, metadata=progress)
+    tensors = dict(outer)
+    for index, slot in slots.items():
+        tensors |= {f"slot/{index}/{name}": tensor for name, tensor in slot.items()}
+    made = {
+        "kind": rule.kind,
+        "config": dataclasses.asdict(rule.config),
+        "space": rule.space_fingerprint,
+    }
+    save_artifact(path, tensors, kind=KIND, metadata={"rule": made, "progress": dict(progress)})
 
 
-def load_checkpoint(
-    path: str | os.PathLike[str],
-    *,
-    rule: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    carries: Sequence[Carry],
-    generator: torch.Generator,
-) -> tuple[list[Carry], dict[str, Any]]:
-    """Read a checkpoint into a rule, an outer optimizer and a generator.
-
-    Args:
-        path: File to read.
-        rule: Receives the parameters.
-        optimizer: Receives the state.
-        carries: Inner problems of the same structure, whose values do not matter.
-        generator: Receives the state.
-
-    Returns:
-        The inner problems, and the counters.
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the counters of a checkpoint; those of slot 3 start with ``slot/3/``.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ArtifactError: If it is damaged or of another run.
+        ArtifactError: If it is damaged or no checkpoint.
     """
-    tensors, progress = load_artifact(path, kind=KIND)
+    tensors, metadata = load_artifact(path, kind=KIND)
+    return tensors, metadata["progress"]
+
+
+def start_rule(path: str | os.PathLike[str], *, space: WeightSpace | None = None) -> UpdateRule:
+    """The rule of a rule's file or of a checkpoint, to be trained further.
+
+    Args:
+        path: What :func:`~nfn_opt.optim.save_rule` or :func:`save_checkpoint` wrote.
+        space: The weight space, for a rule whose outer parameters belong to one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ArtifactError: If it holds neither, or what does not fit.
+    """
     try:
-        rule.load_state_dict(_below(tensors, "rule/"))
-        restored = [carry.restored(_below(tensors, f"carry/{index}/")) for index, carry in enumerate(carries)]
-        optimizer.load_state_dict(
-            {"state": _optimizer_state(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
-        )
-        generator.set_state(tensors["generator"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{os.fspath(path)} does not fit this run: {error}") from error
-    return restored, progress
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below(tensors, "optimizer/").items():
-        index, key = name.split("/", 1)
-        states.setdefault(int(index), {})[key] = tensor
-    return states
+        tensors, metadata = load_artifact(path, kind=KIND)
+    except ArtifactError:
+        rule_metadata(path)  # says what is wrong where the file holds no rule either
+        return load_rule(path, space=space)
+    made = metadata["rule"]
+    try:
+        rule = make_rule(made["kind"], space=space if made["space"] else None, **made["config"])
+        rule.load_state_dict(below(tensors, "rule/"))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{os.fspath(path)} holds a rule that this library cannot make: {error}"
+        ) from error
+    return rule

@@ -5,111 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from nfn_opt.meta.classification import Activation
-from nfn_opt.meta.reparametrization import Level, Reparametrization
+from nfn_opt.meta.config_parts import FamilyConfig, InnerConfig, OuterConfig, TaskConfig
 
-Network = Literal["mlp", "cnn"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """The inner problems: networks that classify images.
-
-    Attributes:
-        images: Image sets, each a name known to nfn_opt.data.load_images or the path of an .npz file or a
-            folder. With several, every outer step trains on all of them.
-        size: Height and width to which images are resized, in pixels; unchanged if not given.
-        gray: Convert images to gray.
-        held_out: Fraction of the images that is kept for evaluation and never trained on.
-        network: Fully connected ("mlp") or convolutional ("cnn").
-        widths: Widths of the hidden layers, or channels of the convolutions.
-        activation: Activation of the hidden layers.
-        batch_size: Images in a minibatch.
-    """
-
-    images: tuple[str, ...] = ("digits",)
-    size: int | None = None
-    gray: bool = False
-    held_out: float = 0.2
-    network: Network = "mlp"
-    widths: tuple[int, ...] = (32,)
-    activation: Activation = "relu"
-    batch_size: int = 128
-
-    def __post_init__(self) -> None:
-        if not self.images or len(set(self.images)) < len(self.images):
-            raise ValueError(f"images is {self.images}, expected one or more image sets, each named once")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}, expected a fraction between 0 and 1")
-        if self.network not in get_args(Network):
-            raise ValueError(f"network is {self.network!r}, expected one of {', '.join(get_args(Network))}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InnerConfig:
-    """The inner training and how it is differentiated.
-
-    Attributes:
-        tasks: Inner problems trained at once, for each image set.
-        horizon: Updates of one inner problem, a multiple of the truncation; also the length of evaluations.
-        truncation: Updates between two outer steps, through which the gradient is propagated.
-        shortest_horizon: If given, horizons are random between this and the horizon, log-uniform.
-        second_order: Also differentiate the inner gradients: the exact gradient, in more time and memory.
-        stagger: Spread the inner problems over all stages of training.
-        rescale: Level at which inner problems are randomly reparametrised; "none" to leave them.
-        rescale_range: Smallest and largest factor of the reparametrisation, log-uniform.
-    """
-
-    tasks: int = 8
-    horizon: int = 100
-    truncation: int = 10
-    shortest_horizon: int | None = None
-    second_order: bool = False
-    stagger: bool = True
-    rescale: Literal["none"] | Level = "none"
-    rescale_range: tuple[float, float] = (1e-3, 1e3)
-
-    def reparametrization(self) -> Reparametrization | None:
-        """The augmentation, if there is one."""
-        if self.rescale == "none":
-            return None
-        low, high = self.rescale_range
-        return Reparametrization(level=self.rescale, low=low, high=high)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OuterConfig:
-    """The outer optimization, by AdamW with linear warm-up and cosine decay.
-
-    Attributes:
-        steps: Number of outer steps.
-        lr: Largest learning rate.
-        warmup: Outer steps over which the learning rate rises from 0.
-        final_lr: Learning rate at the end, as a fraction of lr.
-        beta1: Decay of AdamW's mean of gradients.
-        beta2: Decay of AdamW's mean of squared gradients.
-        weight_decay: Decoupled weight decay of AdamW.
-        clip: Largest norm of the outer gradient; longer ones are scaled down.
-    """
-
-    steps: int = 300
-    lr: float = 5e-3
-    warmup: int = 20
-    final_lr: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.warmup < 0:
-            raise ValueError(
-                f"steps and warmup are {self.steps} and {self.warmup}, expected at least 1 and 0"
-            )
-        if not (self.lr > 0 and self.clip > 0):
-            raise ValueError(f"lr and clip are {self.lr} and {self.clip}, expected positive numbers")
+__all__ = [
+    "FREE_TO_CHANGE",
+    "FamilyConfig",
+    "InnerConfig",
+    "MetaTrainConfig",
+    "OuterConfig",
+    "TaskConfig",
+    "differences",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,15 +28,28 @@ class MetaTrainConfig:
         out: Folder that everything is written to.
         rule: Kind of update rule.
         rule_options: Options of the rule.
-        start_from: File of a rule whose parameters are trained further, in place of a new rule.
-        task: The inner problems.
+        start_from: File of a rule, or checkpoint of a run, whose outer parameters are trained further, in place
+            of a new rule.
+        families: Families of inner problems.
+        data: Image sets that the families ask for by name, each a file, a folder or a name known to
+            nfn_opt.data.load_images.
+        data_limit: Largest number of images taken of a set.
+        task: The inner problems of the family "images".
         inner: The inner training.
         outer: The outer optimization.
         seed: Seed of the initial rule and of all inner problems.
-        device: Where to compute, such as "cpu" or "cuda".
+        device: Where to compute, such as "cpu" or "cuda". Random numbers are always drawn on the CPU.
         evaluate_every: Outer steps between evaluations on held-out inner problems.
+        evaluate_minutes: Evaluate also when this many minutes have passed since the last evaluation.
         evaluation_seeds: Number of seeds of an evaluation.
+        evaluation_steps: Updates of an evaluation; the horizon if not given.
+        evaluation_instances: Instances of each family that evaluations draw anew and never train on.
+        evaluation_families: Families that are evaluated on and not trained on, in recipes only.
+        compare_with_adam: Also train with Adam at several learning rates on what is evaluated, once.
         checkpoint_every: Outer steps between checkpoints.
+        checkpoint_minutes: Write a checkpoint also when this many minutes have passed since the last one.
+        minutes: Stop, with a checkpoint, after this many minutes; resume to go on.
+        log_tasks_every: Outer steps between log rows of every single instance.
         tensorboard: Also log for TensorBoard.
         quiet: Show no progress.
     """
@@ -137,21 +58,47 @@ class MetaTrainConfig:
     rule: str = "nfn"
     rule_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     start_from: Path | None = None
-    task: TaskConfig = TaskConfig()
-    inner: InnerConfig = InnerConfig()
-    outer: OuterConfig = OuterConfig()
+    families: tuple[FamilyConfig, ...] = (FamilyConfig(),)
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data_limit: int = 4096
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    inner: InnerConfig = dataclasses.field(default_factory=InnerConfig)
+    outer: OuterConfig = dataclasses.field(default_factory=OuterConfig)
     seed: int = 0
     device: str = "cpu"
     evaluate_every: int = 50
+    evaluate_minutes: float | None = None
     evaluation_seeds: int = 5
+    evaluation_steps: int | None = None
+    evaluation_instances: int = 1
+    evaluation_families: tuple[FamilyConfig, ...] = ()
+    compare_with_adam: bool = True
     checkpoint_every: int = 100
+    checkpoint_minutes: float | None = None
+    minutes: float | None = None
+    log_tasks_every: int = 20
     tensorboard: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("evaluate_every", "evaluation_seeds", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in (
+            "evaluate_every",
+            "evaluation_seeds",
+            "evaluation_steps",
+            "evaluation_instances",
+            "checkpoint_every",
+            "log_tasks_every",
+            "data_limit",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        for name in ("evaluate_minutes", "checkpoint_minutes", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}, expected a positive number")
+        if not self.families:
+            raise ValueError("families is empty, expected at least one family of inner problems")
         if self.start_from is not None and self.rule_options:
             raise ValueError(
                 f"start_from and rule_options {dict(self.rule_options)} are both given; the file {self.start_from} "
@@ -163,7 +110,15 @@ class MetaTrainConfig:
         return _plain(dataclasses.asdict(self))
 
 
-FREE_TO_CHANGE = ("out", "checkpoint_every", "tensorboard", "quiet")
+FREE_TO_CHANGE = (
+    "out",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "evaluate_minutes",
+    "minutes",
+    "tensorboard",
+    "quiet",
+)
 """Options that do not change the result, so that a resumed run may have others."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,12 +14,16 @@ from nfn_opt.artifacts import atomic_write
 from nfn_opt.meta.evaluate import Curves, Tuned
 
 RULE, ADAM = "tab:blue", "tab:gray"
+COLUMNS = 4
+"""Panels in a row."""
+
+Points = Sequence[tuple[int, float]]
 
 
 def draw_curves(
     path: Path,
-    meta_losses: Sequence[tuple[int, float]],
-    evaluations: Mapping[str, Sequence[tuple[int, float]]],
+    meta_losses: Points,
+    evaluations: Mapping[str, Points],
     rule: Mapping[str, Curves],
     adam: Mapping[str, Tuned],
 ) -> None:
@@ -27,47 +32,77 @@ def draw_curves(
     Args:
         path: PNG file to write.
         meta_losses: Outer step and meta-loss.
-        evaluations: For each image set, outer step and mean final loss on held-out images.
-        rule: For each image set, training on held-out images with the trained rule.
-        adam: The same with Adam at several learning rates.
+        evaluations: For each held-out task, outer step and mean final loss.
+        rule: For each held-out task, training with the rule as it is now.
+        adam: The same with Adam at several learning rates; may be empty.
     """
-    figure = Figure(figsize=(4.6 * (1 + len(rule)), 3.6), layout="constrained")
-    axes = figure.subplots(1, 1 + len(rule), squeeze=False)[0]
-    _draw_training(axes[0], meta_losses, evaluations)
-    for ax, (name, curves) in zip(axes[1:], rule.items(), strict=True):
-        _draw_comparison(ax, name, curves, adam[name])
+    panels = 2 + len(rule)
+    columns = min(panels, COLUMNS)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    _draw_meta_loss(axes[0], meta_losses)
+    _draw_evaluations(axes[1], evaluations, adam)
+    for ax, (name, curves) in zip(axes[2:], rule.items(), strict=False):
+        _draw_comparison(ax, name, curves, adam.get(name))
+    for ax in axes[panels:]:
+        ax.set_axis_off()
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw_training(
-    ax: Axes, meta_losses: Sequence[tuple[int, float]], evaluations: Mapping[str, Sequence[tuple[int, float]]]
-) -> None:
-    steps, losses = zip(*meta_losses, strict=True)
-    ax.plot(steps, losses, color=RULE, alpha=0.5, linewidth=0.8, label="meta-loss")
+def _draw_meta_loss(ax: Axes, points: Points) -> None:
+    finite = [(step, loss) for step, loss in points if math.isfinite(loss)]
+    losses = [loss for _, loss in finite]
+    if finite:
+        ax.plot(*zip(*finite, strict=True), color=RULE, alpha=0.3, linewidth=0.6)
+        window = max(1, len(finite) // 50)
+        ax.plot(*zip(*_smooth(finite, window), strict=True), color=RULE, label=f"mean of {window} steps")
+        ax.legend(fontsize="small")
+    if losses and min(losses) > 0:
+        ax.set_yscale("log")
+    ax.set(xlabel="outer step", ylabel="meta-loss", title="Meta-training")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.grid(alpha=0.3)
+
+
+def _smooth(points: Points, window: int) -> list[tuple[int, float]]:
+    """Means of consecutive windows, at the last step of each."""
+    parts = [points[start : start + window] for start in range(0, len(points), window)]
+    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
+
+
+def _draw_evaluations(ax: Axes, evaluations: Mapping[str, Points], adam: Mapping[str, Tuned]) -> None:
     for name, points in evaluations.items():
-        ax.plot(*zip(*points, strict=True), "o-", markersize=3, label=f"held-out {_short(name)}, final loss")
-    ax.set(xlabel="outer step", ylabel="training loss (nats)", yscale="log", title="Meta-training")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize="small")
+        unit = adam[name].best_curves.score if name in adam else 1.0
+        shown = [(step, loss / unit) for step, loss in points if math.isfinite(loss / unit)]
+        if shown:
+            ax.plot(*zip(*shown, strict=True), "o-", markersize=3, linewidth=1, label=_short(name))
+    if adam:
+        ax.axhline(1.0, color=ADAM, linestyle="--", linewidth=1)
+    ax.set(xlabel="outer step", yscale="log", title="Held-out tasks")
+    ax.set_ylabel("final loss / tuned Adam's" if adam else "final loss")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(fontsize="x-small", ncols=1 + (len(evaluations) > 6))
     ax.grid(alpha=0.3)
 
 
-def _draw_comparison(ax: Axes, name: str, curves: Curves, adam: Tuned) -> None:
-    _draw_band(ax, adam.best_curves, ADAM, f"Adam, best of {len(adam.curves)} learning rates, {adam.best:g}")
+def _draw_comparison(ax: Axes, name: str, curves: Curves, adam: Tuned | None) -> None:
+    if adam is not None:
+        _draw_band(ax, adam.best_curves, ADAM, f"Adam, best of {len(adam.curves)} rates, {adam.best:g}")
     _draw_band(ax, curves, RULE, "this rule")
-    ax.set(xlabel="inner step", ylabel="minibatch loss (nats)", yscale="log")
-    ax.set_title(
-        f"Training on held-out {_short(name)}\n(mean and range of {len(curves.final)} seeds)",
-        fontsize="medium",
-    )
+    ax.set(xlabel="inner step", ylabel="minibatch loss")
+    if bool((curves.losses > 0).all()):
+        ax.set_yscale("log")
+    ax.set_title(f"Held-out {_short(name)}, {len(curves.final)} seeds", fontsize="medium")
     ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
 
 
-def _short(images: str) -> str:
-    """The name of an image set, without the folders of a path."""
-    return Path(images).stem
+def _short(task: str) -> str:
+    """The name of a task; of an image file without its folders."""
+    return Path(task).stem if Path(task).suffix else task
 
 
 def _draw_band(ax: Axes, curves: Curves, color: str, label: str) -> None:

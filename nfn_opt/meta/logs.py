@@ -10,8 +10,19 @@ from typing import Any
 
 from nfn_opt.artifacts import atomic_write
 
-TRAIN_COLUMNS = ("step", "meta_loss", "gradient_norm", "lr", "finished", "dropped", "skipped", "seconds")
-EVALUATION_COLUMNS = ("step", "images", "final_loss", "final_loss_std")
+TRAIN_COLUMNS = (
+    "step",
+    "meta_loss",
+    "gradient_norm",
+    "lr",
+    "finished",
+    "dropped",
+    "left_out",
+    "skipped",
+    "seconds",
+)
+TASK_COLUMNS = ("step", "task", "meta_loss")
+EVALUATION_COLUMNS = ("step", "task", "final_loss", "final_loss_std")
 
 
 class CsvLog:
@@ -59,6 +70,7 @@ class RunLog:
 
     Args:
         train: File of the rows of outer steps.
+        tasks: File of the rows of single tasks.
         evaluation: File of the rows of evaluations.
         tensorboard: Folder for TensorBoard, or ``None`` for none.
         after: Continue after this outer step; ``None`` starts anew.
@@ -67,11 +79,14 @@ class RunLog:
         ModuleNotFoundError: If TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, train: Path, evaluation: Path, tensorboard: Path | None, after: int | None) -> None:
+    def __init__(
+        self, train: Path, tasks: Path, evaluation: Path, tensorboard: Path | None, after: int | None
+    ) -> None:
         self._board = (
             None if tensorboard is None else _summary_writer()(tensorboard, purge_step=(after or 0) + 1)
         )
         self._train = CsvLog(train, TRAIN_COLUMNS, after)
+        self._tasks = CsvLog(tasks, TASK_COLUMNS, after)
         self._evaluation = CsvLog(evaluation, EVALUATION_COLUMNS, after)
 
     def train(self, row: Mapping[str, Any]) -> None:
@@ -79,15 +94,22 @@ class RunLog:
         self._train.write(row)
         self._scalars("train", row)
 
+    def tasks(self, step: int, losses: Mapping[str, float]) -> None:
+        """Log the meta-loss of every task of an outer step."""
+        for name, loss in losses.items():
+            row = {"step": step, "task": name, "meta_loss": loss}
+            self._tasks.write(row)
+            self._scalars(f"task/{name}", row)
+
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Log an evaluation; keys are :data:`EVALUATION_COLUMNS`."""
         self._evaluation.write(row)
-        self._scalars(f"held_out/{row['images']}", row)
+        self._scalars(f"held_out/{row['task']}", row)
 
     def _scalars(self, prefix: str, row: Mapping[str, Any]) -> None:
         if self._board is not None:
             for key, value in row.items():
-                if key not in ("step", "images"):
+                if key not in ("step", "task"):
                     self._board.add_scalar(f"{prefix}/{key}", value, row["step"])
 
     def __enter__(self) -> RunLog:
@@ -97,6 +119,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._train.close()
+        self._tasks.close()
         self._evaluation.close()
         if self._board is not None:
             self._board.close()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.meta.carry import Carry
-from nfn_opt.meta.reparametrization import Reparametrization
+from nfn_opt.meta.reparametrization import MixedReparametrization, Reparametrization
 from nfn_opt.meta.tasks import Task
 from nfn_opt.meta.trees import tree_map
 from nfn_opt.meta.unroll import init_state
@@ -73,7 +73,7 @@ class Pieces(MetaGradient):
     horizon: int = 100
     shortest_horizon: int | None = None
     stagger: bool = True
-    reparametrization: Reparametrization | None = None
+    reparametrization: Reparametrization | MixedReparametrization | None = None
 
     def __post_init__(self) -> None:
         if self.tasks < 1 or self.truncation < 1:

@@ -59,3 +59,50 @@ class Reparametrization:
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
         low, high = math.log(self.low), math.log(self.high)
         return torch.exp(low + (high - low) * uniform)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedReparametrization:
+    """A :class:`Reparametrization` at a level that each inner problem draws.
+
+    Attributes:
+        levels: What to draw from, each entry equally likely; ``"none"`` leaves a problem as it is.
+        low: Smallest factor.
+        high: Largest factor.
+
+    Example:
+        >>> augmentation = MixedReparametrization(levels=("none", "tensor"))
+        >>> scale = augmentation.sample(torch.Generator().manual_seed(0), {"w": torch.zeros(5, 3, 4)})
+        >>> scale["w"].shape, int((scale["w"] == 1).sum())
+        (torch.Size([5, 1, 1]), 2)
+    """
+
+    levels: tuple[Literal["none"] | Level, ...]
+    low: float = 1e-3
+    high: float = 1e3
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("levels is empty, expected at least one, such as ('global',)")
+        for level in self.levels:
+            if level != "none":
+                Reparametrization(level=level, low=self.low, high=self.high)
+
+    def sample(self, generator: torch.Generator, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Draw the scales of ``n`` problems; each broadcasts with its parameter ``(n, *shape)``."""
+        n = len(next(iter(params.values())))
+        device = generator.device
+        chosen = torch.randint(len(self.levels), (n,), generator=generator, device=device)
+        distinct = [level for level in dict.fromkeys(self.levels) if level != "none"]
+        scales = {
+            name: torch.ones((n, *(1,) * (p.dim() - 1)), dtype=p.dtype, device=p.device)
+            for name, p in params.items()
+        }
+        for level in distinct:
+            one = Reparametrization(level=level, low=self.low, high=self.high)
+            drawn = one.sample(generator, params)
+            here = torch.tensor([entry == level for entry in self.levels], device=device)[chosen]
+            for name, scale in scales.items():
+                where = here.to(scale.device).reshape(-1, *(1,) * (scale.dim() - 1))
+                scales[name] = torch.where(where, drawn[name], scale)
+        return scales

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy
 import torch
 
 import nfn_opt
-from nfn_opt.artifacts import atomic_write
+from nfn_opt.artifacts import ArtifactError, atomic_write, read_header
 from nfn_opt.meta.config import differences
 
 
@@ -29,9 +30,14 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.checkpoint = self.path / "checkpoint.safetensors"
+        self.previous = self.path / "checkpoint_before.safetensors"
         self.train_log = self.path / "train.csv"
+        self.task_log = self.path / "tasks.csv"
         self.evaluation_log = self.path / "evaluation.csv"
         self.tensorboard = self.path / "tensorboard"
+        self.adam = self.path / "adam.safetensors"
+        self.diverged = self.path / "diverged.txt"
+        self.rules = self.path / "rules"
         self.rule = self.path / "rule.safetensors"
         self.curves = self.path / "curves.png"
         self.result = self.path / "result.json"
@@ -78,6 +84,28 @@ class RunFolder:
                 f"the run in {self.path} has another configuration: {'; '.join(changed)}; resume it with the options "
                 "that it was started with, or give a new folder"
             )
+
+    def keep_checkpoint(self) -> None:
+        """Keep the last checkpoint as the one before, if it was made while outer gradients were finite."""
+        if self.checkpoint.exists() and _good(self.checkpoint):
+            with atomic_write(self.previous) as temporary:
+                shutil.copyfile(self.checkpoint, temporary)
+
+    def last_good(self) -> Path | None:
+        """The last checkpoint made while outer gradients were finite, if there is one."""
+        kept = (path for path in (self.checkpoint, self.previous) if path.exists() and _good(path))
+        return next(kept, None)
+
+    def snapshot(self, step: int) -> Path:
+        """File of the rule as it was after an outer step."""
+        return self.rules / f"step_{step:07d}.safetensors"
+
+
+def _good(checkpoint: Path) -> bool:
+    try:
+        return read_header(checkpoint)[1]["progress"]["in_a_row"] == 0
+    except (ArtifactError, KeyError):
+        return False
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,11 +1,19 @@
-"""Stopping a long run at a point from which it can go on."""
+"""Stopping a long run at a point from which it can go on, and what else is due after an outer step."""
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
+
+import torch
+
+from nfn_opt.meta.config import MetaTrainConfig
+from nfn_opt.meta.processes import Processes
 
 
 class StopRequest:
@@ -13,6 +21,10 @@ class StopRequest:
 
     The run looks at :attr:`signal` between two steps. A second interrupt is not held back any more and raises
     :class:`KeyboardInterrupt`. Outside the main thread, where Python allows no handlers, nothing is caught.
+
+    Args:
+        patient: Hold further interrupts back, too: ``torchrun`` sends one where the terminal has sent one already,
+            and kills a process that does not end in time.
 
     Attributes:
         signal: Number of the signal received, ``None`` so far.
@@ -24,7 +36,8 @@ class StopRequest:
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self.patient = patient
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -41,6 +54,80 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and not self.patient:
             raise KeyboardInterrupt
         self.signal = number
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is to be done after an outer step, the same in all processes.
+
+    Attributes:
+        evaluate: Evaluate on held-out tasks.
+        checkpoint: Write a checkpoint.
+        signal: Number of the signal that asks to stop, ``None`` for none.
+        time_over: The time of this sitting is over.
+    """
+
+    evaluate: bool
+    checkpoint: bool
+    signal: int | None
+    time_over: bool
+
+    @property
+    def stop(self) -> bool:
+        """Whether to stop."""
+        return self.time_over or self.signal is not None
+
+
+class Agenda:
+    """Decides what is due, by counting outer steps and by the clock of the main process.
+
+    Args:
+        config: The run.
+        processes: Those that share it; they call :meth:`after` together.
+        stop: Requests to stop this process; one to any process stops all.
+        clock: Seconds since some time.
+    """
+
+    def __init__(
+        self,
+        config: MetaTrainConfig,
+        processes: Processes,
+        stop: StopRequest,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._processes, self._stop, self._clock = config, processes, stop, clock
+        self._start = self._evaluated = self._saved = clock()
+
+    def after(self, step: int) -> Due:
+        """What is due after so many outer steps."""
+        config, now = self._config, self._clock()
+        last = step == config.outer.steps
+        flags = torch.zeros(self._processes.size, 4, dtype=torch.int64)
+        flags[self._processes.rank] = torch.tensor(
+            [
+                last
+                or step % config.evaluate_every == 0
+                or _over(now - self._evaluated, config.evaluate_minutes),
+                last
+                or step % config.checkpoint_every == 0
+                or _over(now - self._saved, config.checkpoint_minutes),
+                _over(now - self._start, config.minutes),
+                self._stop.signal or 0,
+            ]
+        )
+        flags = self._processes.sum(flags)
+        evaluate, checkpoint, time_over, _ = flags[0].tolist()
+        signals = int(flags[:, 3].max())
+        due = Due(bool(evaluate), bool(checkpoint or time_over or signals), signals or None, bool(time_over))
+        if due.evaluate:
+            self._evaluated = now
+        if due.checkpoint:
+            self._saved = now
+        return due
+
+
+def _over(seconds: float, minutes: float | None) -> bool:
+    return minutes is not None and seconds >= 60 * minutes

@@ -41,8 +41,13 @@ def options(config: type, prefix: str = "--") -> Iterator[tuple[str, str]]:
     """Every option of a configuration and how its explanation begins."""
     texts = documented(config)
     for field in dataclasses.fields(config):
-        if dataclasses.is_dataclass(field.default):
-            yield from options(type(field.default), f"{prefix}{field.name}.")
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name == "evaluation_families":  # none by default; they are given in recipes
+            continue
+        if isinstance(default, tuple) and any(map(dataclasses.is_dataclass, default)):
+            yield from options(type(default[0]), f"{prefix}{field.name}.0.")
+        elif dataclasses.is_dataclass(default):
+            yield from options(type(default), f"{prefix}{field.name}.")
         else:
             yield prefix + field.name.replace("_", "-"), " ".join(texts[field.name].split()[:4])
 

@@ -1,0 +1,53 @@
+"""The rule that a run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nfn_opt.artifacts import read_header
+from nfn_opt.meta.checkpoint import KIND, start_rule
+from nfn_opt.meta.config import MetaTrainConfig
+from nfn_opt.meta.problems import TaskSource, common_space
+from nfn_opt.meta.randomness import seeded_generator
+from nfn_opt.optim import UpdateRule, make_rule
+from nfn_opt.optim.rule import rule_class
+from nfn_opt.weight_space import WeightSpace
+
+
+def initial_rule(config: MetaTrainConfig, sources: Sequence[TaskSource]) -> UpdateRule:
+    """The rule of a configuration, new or from a file.
+
+    Args:
+        config: The run.
+        sources: What it trains and evaluates on; a rule whose outer parameters belong to one weight space takes
+            theirs.
+
+    Raises:
+        ValueError: If the rule cannot be made, or belongs to one weight space and the inner problems have several.
+        FileNotFoundError: If the file to start from does not exist.
+        ArtifactError: If it does not fit.
+    """
+
+    def space() -> WeightSpace:
+        if any(source.family.redraw_every for source in sources):
+            raise ValueError(
+                "sharing='per_parameter' makes outer parameters for one weight space, but inner problems are redrawn "
+                "with other architectures (redraw_every); leave it out, or take sharing='by_relation'"
+            )
+        return common_space((source.name, source.draw(0)) for source in sources)
+
+    if config.start_from is not None:
+        return _stored(config, space)
+    make = rule_class(config.rule).config_class
+    needed = config.rule_options.get("sharing", getattr(make(), "sharing", None)) == "per_parameter"
+    generator = seeded_generator(config.seed, "rule")
+    return make_rule(
+        config.rule, generator=generator, space=space() if needed else None, **config.rule_options
+    )
+
+
+def _stored(config: MetaTrainConfig, space: Callable[[], WeightSpace]) -> UpdateRule:
+    assert config.start_from is not None
+    kind, metadata = read_header(config.start_from)
+    fingerprint = (metadata["rule"] if kind == KIND else metadata).get("space")
+    return start_rule(config.start_from, space=space() if fingerprint else None)
