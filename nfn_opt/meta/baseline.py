@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nfn_opt.artifacts import load_artifact, save_artifact
 from nfn_opt.meta.evaluate import Curves, Tuned
+from nfn_opt.meta.outer import below
 
 KIND = "tuned_adam"
 
@@ -25,10 +26,13 @@ def save_baseline(path: Path, adam: Mapping[str, Tuned]) -> None:
         >>> loaded.best, torch.equal(loaded.best_curves.losses, curves.losses)
         (0.001, True)
     """
-    tensors: dict[str, Tensor] = {}
-    for index, tuned in enumerate(adam.values()):
-        for lr, curves in tuned.curves.items():
-            tensors |= {f"{index}/{lr!r}/losses": curves.losses, f"{index}/{lr!r}/final": curves.final}
+    tensors = {
+        f"{index}/{lr!r}/{part}": values
+        for index, tuned in enumerate(adam.values())
+        for lr, curves in tuned.curves.items()
+        for part, values in vars(curves).items()
+        if values is not None
+    }
     tasks = {name: tuned.best for name, tuned in adam.items()}
     save_artifact(path, tensors, kind=KIND, metadata={"tasks": list(tasks), "best": list(tasks.values())})
 
@@ -43,12 +47,9 @@ def load_baseline(path: Path) -> dict[str, Tuned]:
     tensors, metadata = load_artifact(path, kind=KIND)
     found = {}
     for index, (name, best) in enumerate(zip(metadata["tasks"], metadata["best"], strict=True)):
-        rates = [
-            key.split("/")[1] for key in tensors if key.startswith(f"{index}/") and key.endswith("/final")
-        ]
-        curves = {
-            float(lr): Curves(tensors[f"{index}/{lr}/losses"], tensors[f"{index}/{lr}/final"])
-            for lr in sorted(rates, key=float)
-        }
-        found[name] = Tuned(curves, best)
+        parts: dict[float, dict[str, Tensor]] = {}
+        for key, tensor in below(tensors, f"{index}/").items():
+            lr, part = key.split("/")
+            parts.setdefault(float(lr), {})[part] = tensor
+        found[name] = Tuned({lr: Curves(**parts[lr]) for lr in sorted(parts)}, best)
     return found

@@ -74,7 +74,7 @@ def _smooth(points: Points, window: int) -> list[tuple[int, float]]:
 
 def _draw_evaluations(ax: Axes, evaluations: Mapping[str, Points], adam: Mapping[str, Tuned]) -> None:
     for name, points in evaluations.items():
-        unit = adam[name].best_curves.score if name in adam else 1.0
+        unit = float(adam[name].best_curves.final.mean()) if name in adam else 1.0
         shown = [(step, loss / unit) for step, loss in points if math.isfinite(loss / unit)]
         if shown:
             ax.plot(*zip(*shown, strict=True), "o-", markersize=3, linewidth=1, label=_short(name))
@@ -109,4 +109,4 @@ def _draw_band(ax: Axes, curves: Curves, color: str, label: str) -> None:
     losses = curves.losses.cpu()
     steps = range(losses.shape[1])
     ax.fill_between(steps, losses.amin(0), losses.amax(0), color=color, alpha=0.2, linewidth=0)
-    ax.plot(steps, losses.mean(0), color=color, label=f"{label} (final {curves.score:.2g})")
+    ax.plot(steps, losses.mean(0), color=color, label=f"{label} (final {float(curves.final.mean()):.2g})")

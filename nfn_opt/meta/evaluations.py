@@ -64,8 +64,9 @@ class Evaluations:
             row = {
                 "step": self.run.step,
                 "task": name,
-                "final_loss": one.score,
+                "final_loss": float(one.final.mean()),
                 "final_loss_std": one.spread,
+                "failed": int(one.failed.sum()),
             }
             log.evaluation(row)
         if not self.run.config.quiet:
@@ -99,11 +100,15 @@ class Evaluations:
         curves, adam = self.curves(), self.adam()
         metrics: dict[str, float] = {}
         for name, one in curves.items():
-            metrics |= {f"{name}/final_loss": one.score, f"{name}/final_loss_std": one.spread}
+            metrics |= {
+                f"{name}/final_loss": float(one.final.mean()),
+                f"{name}/final_loss_std": one.spread,
+                f"{name}/failed": int(one.failed.sum()),
+            }
             if name in adam:
                 best = adam[name].best_curves
                 metrics |= {
-                    f"{name}/adam_final_loss": best.score,
+                    f"{name}/adam_final_loss": float(best.final.mean()),
                     f"{name}/adam_final_loss_std": best.spread,
                     f"{name}/adam_lr": adam[name].best,
                 }
@@ -128,7 +133,8 @@ class Evaluations:
 def _summary(curves: Mapping[str, Curves], adam: Mapping[str, Tuned]) -> str:
     if len(curves) == 1:
         ((name, one),) = curves.items()
-        return f"training on held-out {name} ends at loss {one.score:.4g} +- {one.spread:.2g} ({len(one.final)} seeds)"
+        loss = f"{float(one.final.mean()):.4g} +- {one.spread:.2g} ({len(one.final)} seeds)"
+        return f"training on held-out {name} ends at loss {loss}"
     if not adam:
         losses = ", ".join(f"{name} {one.score:.4g}" for name, one in curves.items())
         return f"training on held-out tasks ends at {losses}"

@@ -22,7 +22,7 @@ TRAIN_COLUMNS = (
     "seconds",
 )
 TASK_COLUMNS = ("step", "task", "meta_loss")
-EVALUATION_COLUMNS = ("step", "task", "final_loss", "final_loss_std")
+EVALUATION_COLUMNS = ("step", "task", "final_loss", "final_loss_std", "failed")
 
 
 class CsvLog:

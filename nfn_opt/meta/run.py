@@ -222,4 +222,5 @@ class Run:
 
 
 def _on_cpu(curves: Curves) -> Curves:
-    return Curves(curves.losses.cpu(), curves.final.cpu())
+    tensors = {key: value for key, value in vars(curves).items() if value is not None}
+    return Curves(**{key: tensor.cpu() for key, tensor in tensors.items()})
