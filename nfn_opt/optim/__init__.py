@@ -10,6 +10,7 @@ from nfn_opt.optim.nfn import NFNConfig, NFNRule
 from nfn_opt.optim.orthogonal import orthogonalise
 from nfn_opt.optim.rule import State, UpdateRule, make_rule, register_rule
 from nfn_opt.optim.shell import LearnedOptimizer
+from nfn_opt.optim.shell_groups import parameter_groups, resolve_rule
 from nfn_opt.optim.storage import load_rule, rule_metadata, save_rule
 
 __all__ = [
@@ -38,8 +39,10 @@ __all__ = [
     "load_rule",
     "make_rule",
     "orthogonalise",
+    "parameter_groups",
     "pretrained",
     "register_rule",
+    "resolve_rule",
     "rule_metadata",
     "save_rule",
 ]

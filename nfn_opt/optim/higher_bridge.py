@@ -78,6 +78,11 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         track_higher_grads: bool = True,
         **kwargs: Any,
     ) -> None:
+        if len(other.rules) > 1:
+            raise NotImplementedError(
+                f"the optimizer has groups with rules of their own ({', '.join(other.rules)}), expected one rule for "
+                "all; give its groups no 'rule'"
+            )
         options = dict(override or {})
         self.rule = _rule(other, options.pop("rule", None))
         self.space = other.space

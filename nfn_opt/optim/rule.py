@@ -130,6 +130,16 @@ def register_rule(cls: RuleT) -> RuleT:
     return cls
 
 
+def registered_kinds() -> list[str]:
+    """The kinds that :func:`make_rule` knows.
+
+    Example:
+        >>> {"adam", "sgd"} <= set(registered_kinds())
+        True
+    """
+    return sorted(_REGISTRY)
+
+
 def rule_class(kind: str) -> type[UpdateRule]:
     """The class registered under ``kind``.
 

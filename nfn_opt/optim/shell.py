@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, overload
 
 import torch
@@ -14,14 +13,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from nfn_opt.optim import shell_state
-from nfn_opt.optim.bundled import pretrained
-from nfn_opt.optim.rule import State, UpdateRule
-from nfn_opt.optim.shell_parameters import Entry, RuleBank, compute_dtype, entries, gradients, not_finite
-from nfn_opt.optim.storage import load_rule
+from nfn_opt.optim.rule import UpdateRule
+from nfn_opt.optim.shell_engine import Engine, Now, Result
+from nfn_opt.optim.shell_groups import RuleLike, resolve_rule
+from nfn_opt.optim.shell_options import check_options
+from nfn_opt.optim.shell_parameters import Entry, compute_dtype, entries, gradients, not_finite
 from nfn_opt.weight_space import WeightSpace
 
 SHARED = "shared"
-"""Key of ``optimizer.state`` for the step count and what the rule remembers of all tensors together."""
+"""Key of ``optimizer.state`` for the step count and what rules remember of all tensors together."""
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -30,30 +30,42 @@ class LearnedOptimizer(torch.optim.Optimizer):
     .. math:: p_{t+1} = (1 - \text{lr} \cdot \text{weight\_decay}) \, p_t + \text{lr} \cdot u_t
 
     where :math:`u_t` is the rule's update, its learned step size included: ``lr`` is a factor that is 1 for
-    the rule as it was trained. Closures, parameter groups with their own ``lr`` and ``weight_decay``,
+    the rule as it was trained. Closures, parameter groups with their own ``lr``, ``weight_decay`` and ``rule``,
     schedulers, ``state_dict``, hooks and missing gradients work as in :mod:`torch.optim`.
 
-    Weights of less than 32 bits have their state and arithmetic in float32.
+    Weights of less than 32 bits have their state and arithmetic in float32. Rules of the kind ``"mlp"`` are
+    applied in place and piece by piece, so that a step needs little memory besides its state.
 
     Args:
-        params: Parameters, ``model.named_parameters()``, or groups of either.
-        rule: A rule, the path of a saved one, or ``None`` for the one that comes with the library. It is
-            copied; this optimizer does not train it. (Its form in ``higher`` does, see
-            :mod:`nfn_opt.optim.higher_bridge`.)
+        params: Parameters, ``model.named_parameters()``, or groups of either. A group's ``"rule"`` is used for
+            it in place of ``rule``; see :func:`nfn_opt.optim.parameter_groups` for matrices by a learned rule and all
+            else by AdamW.
+        rule: A rule, the name of one that comes with the library, a kind such as ``"adam"``, or the path of a
+            saved one, see :func:`nfn_opt.optim.resolve_rule`. It is copied; this optimizer does not train it. (Its
+            form in ``higher`` does, see :mod:`nfn_opt.optim.higher_bridge`.)
         space: The network's weight space, for rules that use its symmetry; the parameters must then be given
             with their names, as ``model.named_parameters()``. Without it no axis of one tensor is tied to one
             of another.
-        lr: Factor of the update.
+        lr: Factor of the update, a number or a tensor of one.
         weight_decay: Decoupled weight decay. As ``lr`` is usually 1 and not 0.001, typical values are
             1000 times smaller than in :class:`torch.optim.AdamW`.
+        total_steps: Number of updates that the training will have, where known. Rules that have learned a
+            schedule over the whole training need it. It is no part of the state: a training that goes on
+            may be given another.
+        maximize: Whether the loss is to grow.
+        compiled: Whether the rule's update runs under :func:`torch.compile`, which takes a minute at the first
+            step and is faster from then on for many rules.
         on_nonfinite: What to do if a gradient or update is NaN or infinite: ``"raise"``
             :class:`FloatingPointError`, or ``"skip"`` the whole step with a warning. Both name the
             parameters, and leave weights and state as they were.
+        **options: Options of other optimizers. Those that ask for what happens here anyway, such as
+            ``foreach=False``, are taken; all others are refused.
 
     Raises:
         ValueError: If an option is out of range, or the parameters do not fit the space.
-        TypeError: If an argument has the wrong type.
-        NotImplementedError: If a parameter is complex or a gradient is sparse.
+        TypeError: If an argument has the wrong type, or is none of this optimizer's.
+        NotImplementedError: If a parameter is complex or a gradient is sparse, or an option of
+            :mod:`torch.optim` is asked for that is not there.
 
     Example:
         >>> from nfn_opt.optim import make_rule
@@ -72,43 +84,60 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        rule: UpdateRule | str | os.PathLike[str] | None = None,
+        rule: RuleLike = "default",
         *,
         space: WeightSpace | None = None,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
+        total_steps: int | None = None,
+        maximize: bool = False,
+        compiled: bool = False,
         on_nonfinite: Literal["raise", "skip"] = "raise",
+        **options: Any,
     ) -> None:
-        if on_nonfinite not in ("raise", "skip"):
-            raise ValueError(f"on_nonfinite is {on_nonfinite!r}, expected 'raise' or 'skip'")
-        if space is not None and not isinstance(space, WeightSpace):
-            raise TypeError(
-                f"space is a {type(space).__name__}, expected a WeightSpace; see WeightSpace.from_module"
-            )
-        self._bank = RuleBank(_resolve(rule))
+        check_options(options, space=space, total_steps=total_steps, on_nonfinite=on_nonfinite)
+        self._engines: dict[str, Engine] = {}
+        self._compiled = compiled
         self._given = rule if isinstance(rule, UpdateRule) else None
+        self._default = self._engine_key(rule)
         self._space = space
         self._independent: WeightSpace | None = None
+        self._total_steps = total_steps
+        self._maximize = maximize
         self._on_nonfinite = on_nonfinite
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "rule": self._default})
         self.state[SHARED] = {"step": torch.zeros((), dtype=torch.int64)}  # type: ignore[index]
-        shell_state.check_complete(self.rule, space, self._entries())
+        shell_state.check_complete(self._any_coupled, space, self._entries())
         if "higher" in sys.modules:
             importlib.import_module("nfn_opt.optim.higher_bridge").register(type(self))
 
     @property
     def rule(self) -> UpdateRule:
-        """The rule, frozen."""
-        return self._bank.rule
+        """The rule, frozen; that of groups which name none."""
+        return self._engines[self._default].rule
+
+    @property
+    def rules(self) -> dict[str, UpdateRule]:
+        """All rules in use, frozen, by what the groups call them."""
+        return {key: engine.rule for key, engine in self._engines.items()}
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of updates that the training will have, where known."""
+        return self._total_steps
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in :class:`torch.optim.Optimizer`; nothing is added if it is refused."""
-        super().add_param_group(param_group)
+        known, groups = dict(self._engines), len(self.param_groups)
         try:
+            if isinstance(param_group, dict) and "rule" in param_group:
+                param_group["rule"] = self._engine_key(param_group["rule"])
+            super().add_param_group(param_group)
             shell_state.check_group(self.param_groups[-1], len(self.param_groups) - 1)
             shell_state.check_names(self._space, self._entries())
         except Exception:
-            self.param_groups.pop()
+            self._engines = known
+            del self.param_groups[groups:]
             raise
         self._independent = None
 
@@ -139,21 +168,34 @@ class LearnedOptimizer(torch.optim.Optimizer):
         with_gradient = [entry for entry in found if entry.param.grad is not None]
         if not with_gradient:
             return loss
-        grads = gradients(with_gradient)
+        grads = gradients(with_gradient, negative=self._maximize)
         if self._refuse("gradient", with_gradient, not_finite(grads)):
             return loss
-        updates, states, shared = self._compute(found, grads, loss)
+        told = -loss if self._maximize and loss is not None else loss
+        now = Now(self.space, self._step, told, self._total_steps)
+        divided = {
+            key: engine.divide([entry for entry in found if entry.group["rule"] == key], grads, now.space)
+            for key, engine in self._engines.items()
+        }
+        results = {key: self._compute(key, slow, found, grads, now) for key, (slow, _) in divided.items()}
+        updates = {key: update for result in results.values() for key, update in result.updates.items()}
         if self._refuse("update", with_gradient, not_finite(updates)):
             return loss
-        for entry in with_gradient:
-            entry.apply(updates[entry.key])
-            self.state[entry.param] = states[entry.key]
-        self.state[SHARED] = {"step": self._step + 1, **shared}  # type: ignore[index]
+        for key, (slow, fast) in divided.items():
+            self.state.update(self._engines[key].apply_fast(fast, grads, self.state, now))
+            for entry in slow:
+                entry.apply(updates[entry.key])
+                self.state[entry.param] = results[key].states[entry.key]
+        self.state[SHARED] = {"step": self._step + 1, **self._shared_after(results)}  # type: ignore[index]
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """As :meth:`torch.optim.Optimizer.state_dict`, with a description of the rule under ``"rule"``."""
-        return {**super().state_dict(), "rule": shell_state.describe(self.rule)}
+        """As :meth:`torch.optim.Optimizer.state_dict`, with descriptions of the rules.
+
+        ``"rule"`` describes that of groups which name none, ``"rules"`` all, by what the groups call them.
+        """
+        described = {key: shell_state.describe(rule) for key, rule in self.rules.items()}
+        return {**super().state_dict(), "rule": described[self._default], "rules": described}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state, exactly.
@@ -167,7 +209,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         loaded: dict[int | str, Any] = {}
 
         def check(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
-            shell_state.check_loaded(self.rule, self.space, self._entries(), self.param_groups, final)
+            shell_state.check_loaded(
+                self.rules, self._default, self.space, self._entries(), self.param_groups, final
+            )
             loaded.update(final["state"])
 
         def restore(_: torch.optim.Optimizer) -> None:
@@ -214,45 +258,44 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return True
 
     def _compute(
-        self, found: list[Entry], grads: dict[str, Tensor], loss: Any
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-        """Updates and new states of the parameters, without changing anything."""
-        updates: dict[str, Tensor] = {}
-        states: dict[str, dict[str, Tensor]] = {}
-        shared: dict[str, Tensor] | None = None
-        for bank_key, bucket in self._bank.buckets(found, grads).items():
-            state = self._gather(bank_key, bucket)
-            update, state = self._bank.rule_for(bank_key).update(
-                {entry.key: entry.param.detach().to(*bank_key) for entry in bucket},
-                {entry.key: _gradient(entry, grads, bank_key) for entry in bucket},
-                state,
-                space=self.space,
-                step=self._step.to(bank_key[0]),
-                loss=_loss(loss, bank_key),
-            )
-            updates.update({key: value for key, value in update.items() if key in grads})
-            states.update(state["tensors"])
-            shared = state["shared"] if shared is None else shared
-        return updates, states, shared or {}
+        self, key: str, own: list[Entry], found: list[Entry], grads: Mapping[str, Tensor], now: Now
+    ) -> Result:
+        """Updates and new states of a rule's parameters, without changing anything."""
+        if not own:
+            return Result({}, {}, {})
+        states = {
+            e.key: self.state[e.param] for e in found if e.group["rule"] == key and e.param in self.state
+        }
+        prefix = self._prefix(key)
+        shared = {
+            name.removeprefix(prefix): value
+            for name, value in self.state[SHARED].items()  # type: ignore[index]
+            if name != "step" and name.startswith(prefix) and "/" not in name.removeprefix(prefix)
+        }
+        return self._engines[key].compute(own, found, grads, states, shared, now)
 
-    def _gather(self, bank_key: tuple[torch.device, torch.dtype], bucket: list[Entry]) -> State:
-        """The rule's state for a bucket of parameters; what is missing starts anew."""
-        params = {entry.key: entry.param.detach().to(*bank_key) for entry in bucket}
-        new = {
-            key: p
-            for (key, p), entry in zip(params.items(), bucket, strict=True)
-            if entry.param not in self.state
-        }
-        shared = {key: value for key, value in self.state[SHARED].items() if key != "step"}  # type: ignore[index]
-        fresh: State = {"tensors": {}, "shared": shared}
-        if new or not shared:
-            rule = self._bank.rule_for(bank_key)
-            fresh = rule.init(self.space, params if rule.coupled else new or params)
-        tensors = {
-            e.key: self.state[e.param] if e.param in self.state else fresh["tensors"][e.key] for e in bucket
-        }
-        moved = {key: shell_state.cast(state, *bank_key) for key, state in tensors.items()}
-        return {"tensors": moved, "shared": shell_state.cast(shared or fresh["shared"], *bank_key)}
+    def _shared_after(self, results: Mapping[str, Result]) -> dict[str, Tensor]:
+        kept = {key: value for key, value in self.state[SHARED].items() if key != "step"}  # type: ignore[index]
+        for key, result in results.items():
+            kept.update({self._prefix(key) + name: value for name, value in result.shared.items()})
+        return kept
+
+    def _prefix(self, key: str) -> str:
+        return "" if key == self._default else f"{key}/"
+
+    def _engine_key(self, rule: RuleLike) -> str:
+        """What groups call a rule, which is made ready."""
+        if isinstance(rule, str) and rule in self._engines:
+            return rule
+        resolved = resolve_rule(rule)
+        key = shell_state.rule_key(resolved)
+        if key not in self._engines:
+            self._engines[key] = Engine(resolved, compiled=self._compiled)
+        return key
+
+    @property
+    def _any_coupled(self) -> bool:
+        return any(rule.coupled for rule in self.rules.values())
 
     def _restore(self, loaded: dict[int | str, Any]) -> None:
         indexed = enumerate(p for group in self.param_groups for p in group["params"])
@@ -263,28 +306,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.state[SHARED] = {key: value.clone() for key, value in loaded[SHARED].items()}  # type: ignore[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_bank": RuleBank(self.rule), "_space": self._space, "_on_nonfinite": self._on_nonfinite}
-        return {**super().__getstate__(), **own, "_independent": None, "_given": None}
-
-
-def _resolve(rule: UpdateRule | str | os.PathLike[str] | None) -> UpdateRule:
-    if rule is None:
-        return pretrained()
-    if isinstance(rule, UpdateRule):
-        return rule
-    if isinstance(rule, (str, os.PathLike)):
-        return load_rule(rule)
-    raise TypeError(
-        f"rule is a {type(rule).__name__}, expected an UpdateRule, the path of a saved rule, or None for the "
-        "default"
-    )
-
-
-def _gradient(entry: Entry, grads: dict[str, Tensor], where: tuple[torch.device, torch.dtype]) -> Tensor:
-    if entry.key in grads:
-        return grads[entry.key].to(*where)
-    return torch.zeros_like(entry.param, device=where[0], dtype=where[1])
-
-
-def _loss(loss: Any, where: tuple[torch.device, torch.dtype]) -> Tensor | None:
-    return None if loss is None else torch.as_tensor(loss).detach().to(*where)
+        kept = ("_compiled", "_default", "_maximize", "_on_nonfinite", "_space", "_total_steps")
+        own = {name: getattr(self, name) for name in kept}
+        engines = {key: engine.fresh() for key, engine in self._engines.items()}
+        return {**super().__getstate__(), **own, "_engines": engines, "_independent": None, "_given": None}

@@ -1,16 +1,13 @@
-"""The parameters of an optimizer, one record each, and the copies of a rule that update them."""
+"""The parameters of an optimizer, one record each, and their gradients."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from nfn_opt.optim.rule import UpdateRule
 
 Where = tuple[torch.device, torch.dtype]
 
@@ -65,8 +62,12 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def gradients(found: Sequence[Entry]) -> dict[str, Tensor]:
+def gradients(found: Sequence[Entry], *, negative: bool = False) -> dict[str, Tensor]:
     """The gradients by key.
+
+    Args:
+        found: Parameters that have one.
+        negative: Whether to turn their sign, for a loss that is to grow.
 
     Raises:
         NotImplementedError: If one is sparse.
@@ -80,7 +81,7 @@ def gradients(found: Sequence[Entry]) -> dict[str, Tensor]:
                 f"the gradient of {entry.label} is sparse, and learned rules need dense ones; make its "
                 "embedding with sparse=False, or give the parameter to another optimizer"
             )
-        grads[entry.key] = grad
+        grads[entry.key] = -grad if negative else grad
     return grads
 
 
@@ -98,39 +99,3 @@ def not_finite(tensors: Mapping[str, Tensor]) -> set[str]:
         finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
         accused += [key for key, ok in zip(sums, finite, strict=True) if not ok]
     return {key for key in accused if not torch.isfinite(tensors[key]).all()}
-
-
-class RuleBank:
-    """A frozen copy of a rule, and further copies for the devices and dtypes that parameters have.
-
-    Args:
-        rule: The rule.
-    """
-
-    def __init__(self, rule: UpdateRule) -> None:
-        self.rule = copy.deepcopy(rule).requires_grad_(False)
-        self._copies: dict[Where, UpdateRule] = {}
-
-    def rule_for(self, where: Where) -> UpdateRule:
-        """The rule on a device, in a dtype."""
-        if where not in self._copies:
-            self._copies[where] = copy.deepcopy(self.rule).to(*where)
-        return self._copies[where]
-
-    def buckets(self, found: Sequence[Entry], grads: Mapping[str, Tensor]) -> dict[Where, list[Entry]]:
-        """The parameters that are updated together, by device and dtype.
-
-        A coupled rule needs all parameters at once, those without gradient included, and takes the widest
-        dtype and the first device. Any other rule takes those with a gradient, each with its own.
-        """
-        if self.rule.coupled:
-            dtype = torch.float32
-            for entry in found:
-                dtype = torch.promote_types(dtype, entry.param.dtype)
-            return {(found[0].param.device, dtype): list(found)}
-        buckets: dict[Where, list[Entry]] = {}
-        for entry in found:
-            if entry.key in grads:
-                where = (entry.param.device, compute_dtype(entry.param.dtype))
-                buckets.setdefault(where, []).append(entry)
-        return buckets

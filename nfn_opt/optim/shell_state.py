@@ -18,8 +18,11 @@ from nfn_opt.weight_space import WeightSpace
 def check_group(group: Mapping[str, Any], index: int) -> None:
     """Refuse options out of range and parameters that are not real floating-point numbers."""
     for name in ("lr", "weight_decay"):
-        if not group[name] >= 0:
-            raise ValueError(f"{name} of group {index} is {group[name]!r}, expected a number of at least 0")
+        value = group[name]
+        if not isinstance(value, (int, float, Tensor)) or (isinstance(value, Tensor) and value.numel() != 1):
+            raise TypeError(f"{name} of group {index} is {value!r}, expected a number or a tensor of one")
+        if not value >= 0:
+            raise ValueError(f"{name} of group {index} is {value!r}, expected a number of at least 0")
     for i, param in enumerate(group["params"]):
         if not param.is_floating_point():
             raise NotImplementedError(
@@ -53,9 +56,9 @@ def check_names(space: WeightSpace | None, entries: Sequence[Entry]) -> None:
             )
 
 
-def check_complete(rule: UpdateRule, space: WeightSpace | None, entries: Sequence[Entry]) -> None:
+def check_complete(coupled: bool, space: WeightSpace | None, entries: Sequence[Entry]) -> None:
     """Refuse to start a rule that needs the whole space with a part of it."""
-    if space is None or not rule.coupled:
+    if space is None or not coupled:
         return
     missing = set(space.names) - {entry.key for entry in entries}
     if missing:
@@ -86,14 +89,30 @@ def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
+def rule_key(rule: UpdateRule) -> str:
+    """What a parameter group calls a rule: its kind and the beginning of the hash of all that it is."""
+    described = describe(rule)
+    digest = hashlib.sha256(repr(sorted(described.items(), key=lambda item: item[0])).encode())
+    return f"{rule.kind} {digest.hexdigest()[:8]}"
+
+
 def check_loaded(
-    rule: UpdateRule,
+    rules: Mapping[str, UpdateRule],
+    default: str,
     space: WeightSpace,
     entries: Sequence[Entry],
     groups: Sequence[Mapping[str, Any]],
     loaded: Mapping[str, Any],
 ) -> None:
     """Refuse a ``state_dict`` of another optimizer, rule or model.
+
+    Args:
+        rules: The optimizer's rules by key.
+        default: Key of the one that groups have which name none.
+        space: Its weight space.
+        entries: Its parameters.
+        groups: Its parameter groups.
+        loaded: The ``state_dict``.
 
     Raises:
         ValueError: Naming what differs.
@@ -103,17 +122,27 @@ def check_loaded(
             f"the state has the entries {sorted(loaded)}, expected those of LearnedOptimizer.state_dict(): "
             "it is of another optimizer; load it into one of the same class"
         )
-    _check_rule(describe(rule), loaded["rule"])
+    _check_rule("the state", describe(rules[default]), loaded["rule"])
     _check_groups(groups, loaded["param_groups"])
+    _check_group_rules(rules, groups, loaded)
     like = {e.key: torch.empty_like(e.param, device="meta") for e in entries if e.param.numel() > 0}
-    expected = rule.init(space, like)["tensors"]
+    expected = {key: rule.init(space, like)["tensors"] for key, rule in rules.items()}
     places = [index for group in loaded["param_groups"] for index in group["params"]]
     for index, entry in zip(places, entries, strict=True):
         if index in loaded["state"]:
-            _check_tensors(entry, expected[entry.key], loaded["state"][index])
+            _check_tensors(entry, expected[entry.group["rule"]][entry.key], loaded["state"][index])
 
 
-def _check_rule(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+def _check_group_rules(
+    rules: Mapping[str, UpdateRule], groups: Sequence[Mapping[str, Any]], loaded: Mapping[str, Any]
+) -> None:
+    for i, (mine, theirs) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
+        if theirs["rule"] != mine["rule"]:
+            other = loaded.get("rules", {}).get(theirs["rule"], loaded["rule"])
+            _check_rule(f"group {i} of the state", describe(rules[mine["rule"]]), other)
+
+
+def _check_rule(what: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     differences = []
     if own["kind"] != other["kind"]:
         differences.append(f"its kind is {other['kind']!r}, expected {own['kind']!r}")
@@ -125,7 +154,7 @@ def _check_rule(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
             differences.append("its outer parameters have other values")
     if differences:
         raise ValueError(
-            f"the state is of another rule: {'; '.join(differences)}; make the optimizer with that rule"
+            f"{what} is of another rule: {'; '.join(differences)}; make the optimizer with that rule"
         )
 
 
@@ -144,7 +173,7 @@ def _check_groups(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str,
                 f"group {i} of the state has {len(theirs['params'])} parameters, expected "
                 f"{len(mine['params'])}; it is of another model"
             )
-        for key in ("lr", "weight_decay"):
+        for key in ("lr", "weight_decay", "rule"):
             if key not in theirs:
                 raise ValueError(f"group {i} of the state has no {key!r}; it is of another optimizer")
 

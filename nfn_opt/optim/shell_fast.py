@@ -1,0 +1,297 @@
+r"""The update of :class:`MLPRule` in place and piece by piece, as an optimizer's step needs it.
+
+The pure rule makes a new tensor of every feature. Here the running means are updated in place, the features
+of one piece of a tensor at a time are written into one buffer that fits a cache, and all buffers are used
+again, so that a step needs four bytes of memory for each weight of the largest tensor, and a constant.
+
+The first layer reads normalised features, so two passes over a tensor are needed: the first updates the
+running means and sums the squares of the features, the second computes them anew and applies the network.
+Row and column features never become large: they are mapped to the hidden layer first. Small tensors of the
+same shape are worked on together, and so are the matrices that the kernel of a convolution consists of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nfn_opt.optim.features import EPS, FACTOR_EPS, time_features
+from nfn_opt.optim.layout import Layout, Segment
+from nfn_opt.optim.learned import LearnedRule, bias_correction
+from nfn_opt.optim.matrices import orthogonal_update
+from nfn_opt.optim.mlp import MLPRule
+from nfn_opt.optim.rule import UpdateRule
+from nfn_opt.optim.shell_fast_chunks import Grid, Scratch, Where, chunk_size
+from nfn_opt.optim.shell_fast_features import Features, Piece, Workspace
+from nfn_opt.optim.shell_fast_stack import Stack, View, stack
+from nfn_opt.optim.shell_parameters import Entry
+from nfn_opt.weight_space import WeightSpace
+
+BOUND = 1e14
+"""Directions of a rule that is taken here are known to stay below this, so that their squares are finite."""
+
+LARGEST_FEATURE = 1e6
+"""A normalised feature is at most the square root of the number of weights of its tensor."""
+
+
+class FastStep:
+    """Applies a per-weight MLP rule to parameters, in place.
+
+    Args:
+        rule: A rule that :meth:`supports` accepts, on the device and in the dtype of the arithmetic.
+        where: That device and dtype.
+        scratch: Buffers, shared between all.
+    """
+
+    def __init__(self, rule: UpdateRule, where: Where, scratch: Scratch) -> None:
+        assert isinstance(rule, MLPRule)
+        self.rule, self.where, self.scratch = rule, where, scratch
+        self.features = {factored: Features(rule.first, factored) for factored in (True, False)}
+        self.layers = _with_bias(rule)
+        config, (device, dtype) = rule.config, where
+        self.momentum_rates, self.factor_rates = (
+            torch.tensor([1 - d for d in decays], device=device, dtype=dtype).reshape(-1, 1, 1)
+            for decays in (config.momentum_decays, config.factor_decays)
+        )
+
+    @staticmethod
+    def supports(rule: UpdateRule) -> bool:
+        """Whether this computes what the rule does, with a result that is finite for finite gradients."""
+        if not isinstance(rule, MLPRule):
+            return False
+        reference = {"update": MLPRule, "body": MLPRule, "_finish": LearnedRule, "_scaled": LearnedRule}
+        if any(getattr(type(rule), name) is not getattr(cls, name) for name, cls in reference.items()):
+            return False
+        return _largest_direction(rule) < BOUND
+
+    def takes(self, space: WeightSpace, key: str) -> bool:
+        """Whether a tensor is worked on here; others are left to the rule itself."""
+        return self.view(Layout.of(space, (key,)).segments[0]) is not None
+
+    def view(self, segment: Segment) -> View | None:
+        """How a tensor is worked on, ``None`` if it is left to the rule itself."""
+        config = self.rule.config
+        if segment.factored is None and config.vectors != "learned":
+            return None
+        view = View.of(segment, config.normalise_over)
+        return None if view is None or view.matrices > chunk_size(self.where[0]) else view
+
+    def updates(
+        self,
+        found: Sequence[Entry],
+        grads: Mapping[str, Tensor],
+        states: Mapping[str, dict[str, Tensor]],
+        *,
+        space: WeightSpace,
+        step: Tensor,
+    ) -> Iterator[tuple[Entry, Tensor]]:
+        """Update running means in place, and give the update of each parameter.
+
+        Args:
+            found: The parameters, of those that :meth:`takes` accepts.
+            grads: Their gradients by key; finite.
+            states: Their states by key, contiguous.
+            space: Their weight space.
+            step: Number of updates made before this one, shape ``()``.
+
+        Yields:
+            A parameter and its update, in its shape, to be *added*; it is overwritten when the next is asked for.
+        """
+        time = time_features(step.to(self.where[0]), self.where[1])
+        bias, sizes = self.rule.first._bias(time), self.rule.step_size(time)
+        segments = Layout.of(space, tuple(entry.key for entry in found)).segments
+        torch._foreach_add_([states[entry.key]["step"] for entry in found], 1)
+        for entries, segment in _alike(found, segments, chunk_size(self.where[0])):
+            view = self.view(segment)
+            assert view is not None
+            own = [states[entry.key] for entry in entries]
+            params = [entry.param.detach() for entry in entries]
+            one = stack(view, self.where, params, [grads[entry.key] for entry in entries], own)
+            direction = self._direction(one, bias)
+            one.put_back(own)
+            updates = self._scaled(segment, one, direction, sizes[segment.kind])
+            for entry, update in zip(entries, updates.split(view.matrices), strict=True):
+                yield entry, view.back(update).reshape(entry.param.shape)
+        self.scratch.trim()
+
+    def _direction(self, stack: Stack, bias: Tensor) -> Tensor:
+        """The directions ``(T, a, b)``; the running means take in the gradient."""
+        config, (T, a, b) = self.rule.config, stack.shape
+        features = self.features[stack.factored]
+        grid = Grid.of(a, b, max(1, chunk_size(self.where[0]) // T))
+        direction = self.scratch.take("direction", self.where, T, a, b)
+        if stack.factored:
+            self._accumulate_factors(stack, grid)
+        boxes = _pieces(stack, grid, direction)
+        spaces = self._workspaces(features, boxes)
+        norms = []
+        for piece, space in zip(boxes, spaces, strict=True):
+            gradient = space.clip(piece, config.gradient_clip)
+            self._accumulate(piece, gradient, space.square, stack.factored)
+            space.write(piece)
+            norms.append(torch.linalg.vector_norm(space.channels, dim=2))
+        squares = torch.stack(norms).square_().sum(0)
+        weight = features.weight(self.rule.first, stack.pooled(squares / (a * b)))
+        parts = self._parts(stack, features, bias)
+        if not parts:
+            weight = torch.cat([weight, bias.reshape(1, -1, 1).expand(T, -1, 1)], dim=2)
+        last = len(boxes) - 1  # its features are still there
+        cut = list(zip(*(grid.split(part) for part in parts), strict=True)) or [()] * len(boxes)
+        for i in range(last, -1, -1):
+            if i < last:
+                spaces[i].clip(boxes[i], config.gradient_clip)
+                spaces[i].write(boxes[i])
+            self._network(spaces[i], weight, cut[i], boxes[i].output)
+            if config.base == "adam":
+                self._add_adam(stack, boxes[i], spaces[i].square)
+        return direction
+
+    def _workspaces(self, features: Features, boxes: Sequence[Piece]) -> list[Workspace]:
+        """One for the first box and all of its shape; boxes of other shapes have buffers of their own."""
+        widths = tuple(layer.shape[2] - 1 for layer in self.layers)
+        made: dict[torch.Size, Workspace] = {}
+        for box in boxes:
+            shape = box.momentum.shape
+            if shape not in made:
+                made[shape] = Workspace(features, widths, box, f"{len(made)}", self.where, self.scratch)
+        return [made[box.momentum.shape] for box in boxes]
+
+    def _accumulate_factors(self, stack: Stack, grid: Grid) -> None:
+        """Take the gradient into the row and column statistics."""
+        assert stack.row is not None
+        assert stack.column is not None
+        means = (stack.row, stack.column)
+        sums = [torch.zeros_like(mean[:, 0]) for mean in means]
+        row = 1 + int(stack.view.row or 0)
+        axes, clip = (row, 3 - row), self.rule.config.gradient_clip
+        for gradient, *totals in zip(grid.split(stack.gradient), *map(grid.split, sums), strict=True):
+            square = self.scratch.take_like("squared", self.where, gradient)
+            square.copy_(gradient).clamp_(-clip, clip).square_()
+            for axis, total in zip(axes, totals, strict=True):
+                total.add_(square.sum(axis, keepdim=True))
+        for axis, mean, total in zip(axes, means, sums, strict=True):
+            mean.lerp_((total / stack.shape[axis]).unsqueeze(1), self.factor_rates)
+
+    def _accumulate(self, piece: Piece, gradient: Tensor, square: Tensor, factored: bool) -> None:
+        """Take the gradient of a box into the momenta and second moments."""
+        piece.momentum.lerp_(gradient, self.momentum_rates)
+        torch.mul(gradient, gradient, out=square)
+        piece.second_moment.lerp_(square, 1 - self.rule.config.second_moment_decay)
+        if piece.row is not None and not factored:
+            piece.row.lerp_(square, self.factor_rates)
+
+    def _parts(self, stack: Stack, features: Features, bias: Tensor) -> list[Tensor]:
+        """What is added to the first layer's products: the bias too, if there is anything else."""
+        parts = []
+        for which, mean in enumerate((stack.row, stack.column)):
+            part = None if mean is None else features.part(self.rule.first, which, mean, stack)
+            if part is not None:
+                parts.append(part)
+        if parts:
+            parts[0] += bias.reshape(-1, 1, 1)
+        return parts
+
+    def _network(self, space: Workspace, weight: Tensor, parts: tuple[Tensor, ...], output: Tensor) -> None:
+        """The correction of a box from its features, to ``output``, ``(T, rows, columns)``."""
+        if len(parts) == 2:
+            torch.add(parts[0], parts[1], out=space.viewed)
+        elif parts:
+            space.viewed.copy_(parts[0])
+        if parts:
+            space.heads[0].baddbmm_(weight, space.channels)
+        else:
+            torch.bmm(weight, space.inputs, out=space.heads[0])
+        T, layers = len(weight), self.layers
+        for i, layer in enumerate(layers[:-1]):
+            torch.bmm(layer.expand(T, -1, -1), space.ready(i), out=space.heads[i + 1])
+        out = output.view(T, 1, -1) if output.is_contiguous() else space.result
+        torch.bmm(layers[-1].expand(T, -1, -1), space.ready(len(layers) - 1), out=out)
+        if out is space.result:
+            output.copy_(out.view(output.shape))
+
+    def _add_adam(self, stack: Stack, piece: Piece, base: Tensor) -> None:
+        """Add the direction of Adam for a box; ``base`` is overwritten."""
+        config = self.rule.config
+        step = stack.step.repeat_interleave(stack.view.matrices).reshape(-1, 1, 1, 1)
+        m_weight = bias_correction(config.momentum_decays[0], step, self.where[1])
+        v_weight = bias_correction(config.second_moment_decay, step, self.where[1])
+        torch.add(piece.second_moment, config.eps**2 * v_weight, out=base)
+        base.rsqrt_().mul_(piece.momentum[:, :1]).mul_(v_weight.sqrt() / m_weight)
+        piece.output.add_(base[:, 0])
+
+    def _scaled(self, segment: Segment, stack: Stack, direction: Tensor, size: Tensor) -> Tensor:
+        """Directions ``(T, a, b)`` made orthogonal and normalised where asked, times minus the step size."""
+        config, view = self.rule.config, stack.view
+        if config.orthogonal != "none" and segment.factored is not None:
+            whole = [view.back(one) for one in direction.split(view.matrices)]
+            made = [orthogonal_update(one, config.orthogonal) for one in whole]
+            direction = torch.cat([view.entries(one) for one in made])
+        scale = (-size).expand(len(direction), 1)
+        if config.normalise_output:
+            norm = torch.linalg.vector_norm(direction, dim=(1, 2)).unsqueeze(1)
+            mean = stack.pooled(norm.square_() / (stack.shape[1] * stack.shape[2]))
+            scale = scale * torch.rsqrt(mean + EPS)
+        return direction.mul_(scale.unsqueeze(2))
+
+
+def _pieces(stack: Stack, grid: Grid, direction: Tensor) -> list[Piece]:
+    """The boxes of a stack of matrices."""
+    row, column = _factors(stack) if stack.factored else (stack.row, None)
+    found = (
+        stack.gradient.unsqueeze(1),
+        stack.parameter.unsqueeze(1),
+        stack.momentum,
+        stack.second_moment.unsqueeze(1),
+        row,
+        column,
+        direction,
+    )
+    cut = [[None] * len(grid) if x is None else grid.split(x) for x in found]
+    return [Piece(*box) for box in zip(*cut, strict=True)]
+
+
+def _with_bias(rule: MLPRule) -> list[Tensor]:
+    """Weights ``(1, n_out, n_in + 1)`` of the layers after the first, biases included, the last times beta."""
+    layers = [
+        torch.cat([weight, bias.unsqueeze(1)], dim=1).unsqueeze(0)
+        for weight, bias in zip(rule.rest.weights, rule.rest.biases, strict=True)
+    ]
+    layers[-1] = layers[-1] * (rule.config.correction if rule.beta is None else rule.beta)
+    return layers
+
+
+def _largest_direction(rule: MLPRule) -> float:
+    """A bound of the direction's absolute value and of the step size; NaN if undefined."""
+    with torch.no_grad():
+        bound = (LARGEST_FEATURE * rule.first.weight.double().abs().sum(1) + rule.first.bias.abs()).max()
+        for layer in _with_bias(rule):
+            bound = layer.double().abs().sum(2).max() * bound.clamp(min=1)
+        if rule.config.base == "adam":
+            bound = bound + 1 / (1 - rule.config.second_moment_decay)
+        exponents = [p.double().abs().reshape(len(p), -1).sum(1).max() for p in rule.step_size.parameters()]
+        return float(bound + sum(exponents, bound.new_zeros(())).exp())
+
+
+def _alike(
+    found: Sequence[Entry], segments: Sequence[Segment], limit: int
+) -> Iterator[tuple[list[Entry], Segment]]:
+    """Small tensors of the same shape together, each other one by itself."""
+    by_shape: dict[tuple[int, ...], list[tuple[Entry, Segment]]] = {}
+    for entry, segment in zip(found, segments, strict=True):
+        by_shape.setdefault(segment.shape, []).append((entry, segment))
+    for pairs in by_shape.values():
+        together = max(1, limit // pairs[0][1].spec.numel)
+        for start in range(0, len(pairs), together):
+            some = pairs[start : start + together]
+            yield [entry for entry, _ in some], some[0][1]
+
+
+def _factors(stack: Stack) -> tuple[Tensor, Tensor]:
+    """``R`` and ``C`` of the module of features, shapes as the statistics of rows and columns."""
+    assert stack.row is not None
+    assert stack.column is not None
+    kept = 3 - int(stack.view.row or 0)  # the axis that the row statistics have
+    relative = stack.row / (stack.row.mean(kept, keepdim=True) + FACTOR_EPS)
+    return relative.clamp_(min=FACTOR_EPS).rsqrt_(), stack.column.clamp(min=FACTOR_EPS).rsqrt_()
