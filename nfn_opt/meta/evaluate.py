@@ -32,7 +32,8 @@ class Probe:
     """Something to measure while networks are trained, such as the loss on test data.
 
     Attributes:
-        measure: From parameters ``{name: (n, *shape)}`` to one number for each network, shape (n,).
+        measure: From parameters ``{name: (n, *shape)}`` to one number, or several, for each network, shape
+            (n,) or (n, k).
         every: Number of updates between measurements.
     """
 
@@ -53,7 +54,7 @@ class Curves:
         final: Loss on all training data after the last update, shape (seeds,).
         initial: Loss on all training data before the first update, shape (seeds,).
         probes: What was measured on the way, after ``every``, ``2 * every``, ... updates, shape
-            (seeds, measurements).
+            (seeds, measurements) or (seeds, measurements, k).
     """
 
     losses: Tensor
