@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from nfn_opt.meta.kernels import Kernel, kernel
 from nfn_opt.meta.tasks import Params, Task
 from nfn_opt.optim.rule import State, UpdateRule
 
@@ -23,8 +24,8 @@ class InnerStep:
 
     Compiled, gradients and rule become one flat graph of tensor operations, which
     :func:`torch.compile` turns into fused kernels: several times faster on small networks, where the time goes
-    into dispatch. The graph is made at the first call, in some tens of seconds, and kept for this object; a
-    compiled step is not differentiable.
+    into dispatch. The graph is made at the first call, in some tens of seconds, and kept for this object. If
+    the step is differentiable there are kernels for its backward pass, too.
 
     Args:
         rule: The update rule. Its parameters are read at every call.
@@ -34,9 +35,6 @@ class InnerStep:
         differentiable: As for :func:`nfn_opt.meta.unroll`.
         second_order: As for :func:`nfn_opt.meta.unroll`.
         backend: Of :func:`torch.compile`.
-
-    Raises:
-        ValueError: If the step is to be both compiled and differentiable.
     """
 
     def __init__(
@@ -49,14 +47,9 @@ class InnerStep:
         second_order: bool = False,
         backend: str = "inductor",
     ) -> None:
-        if compiled and differentiable:
-            raise ValueError(
-                "compiled=True and differentiable=True are both given; a compiled step keeps no graph, "
-                "use it for evaluation and evolution strategies"
-            )
         self.rule, self.task, self.compiled, self.backend = rule, task, compiled, backend
         self._options = {"differentiable": differentiable, "second_order": second_order}
-        self._kernels: dict[Any, Callable[..., Any]] = {}
+        self._kernels: dict[Any, Kernel] = {}
 
     def __call__(
         self,
@@ -90,10 +83,25 @@ class InnerStep:
         arguments = (values, dict(params), state, batch, step, total_steps, scale)
         if self.task.traceable:
             return self._run(self._whole, shared, arguments)
-        losses, grads = losses_and_grads(self.task, params, batch, scale=scale)
-        found = (values, dict(params), grads, state, losses, step, total_steps)
+        losses, grads = losses_and_grads(self.task, params, batch, scale=scale, **self._options)
+        feature = losses if self._options["second_order"] else losses.detach()
+        found = (values, dict(params), grads, state, feature, step, total_steps)
         moved, state = self._run(self._update, shared, found)
         return moved, state, losses
+
+    def check(self, rule: UpdateRule, *, differentiable: bool, second_order: bool) -> None:
+        """Refuse to be used for another rule or kind of gradient.
+
+        Raises:
+            ValueError: Naming what differs.
+        """
+        if rule is not self.rule:
+            raise ValueError(
+                f"the inner step is of another {type(self.rule).__name__}; make an InnerStep for this rule"
+            )
+        asked = {"differentiable": differentiable, "second_order": second_order}
+        if asked != self._options:
+            raise ValueError(f"the inner step has {self._options}, expected {asked}; make another InnerStep")
 
     def _eager(
         self,
@@ -138,15 +146,24 @@ class InnerStep:
         updates, state = torch.func.vmap(one, in_dims)(theta, params, grads, state, losses, step, total_steps)
         return {name: p + updates[name] for name, p in params.items()}, state
 
-    @torch.no_grad()
     def _run(self, function: Callable[..., Any], shared: bool, arguments: tuple[Any, ...]) -> Any:
         """Call the kernel for arguments of this form, which is made if there is none."""
-        leaves, structure = pytree.tree_flatten(arguments)
-        shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        key = (function.__name__, shared, structure, shapes)
-        if key not in self._kernels:
-            self._kernels[key] = _compile(function, shared, structure, leaves, self.backend)
-        return self._kernels[key](leaves)
+        with torch.set_grad_enabled(self._options["differentiable"]):
+            leaves, structure = pytree.tree_flatten(arguments)
+            key = (function.__name__, shared, structure, tuple(_form(leaf) for leaf in leaves))
+            if key not in self._kernels:
+                self._kernels[key] = kernel(
+                    functools.partial(function, shared),
+                    structure,
+                    leaves,
+                    differentiable=self._options["differentiable"],
+                    backend=self.backend,
+                )
+            return self._kernels[key](leaves)
+
+
+def _form(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype, leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
 
 
 def losses_and_grads(
@@ -210,23 +227,6 @@ def _estimated(
         return task.losses_and_grads(points, batch)
     found = task.losses_and_grads({name: p * scale[name] for name, p in points.items()}, batch)
     return found and (found[0], {name: g * scale[name] for name, g in found[1].items()})
-
-
-def _compile(
-    function: Callable[..., Any], shared: bool, structure: pytree.TreeSpec, leaves: list[Any], backend: str
-) -> Callable[[list[Any]], Any]:
-    """A kernel from the leaves of arguments to what ``function`` gives for them."""
-    results: list[pytree.TreeSpec] = []
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        arguments = pytree.tree_unflatten(list(tensors), structure)
-        given, spec = pytree.tree_flatten(function(shared, *arguments))
-        results[:] = [spec]
-        return given
-
-    graph = make_fx(flat)(*leaves)
-    kernel = torch.compile(graph, dynamic=False, fullgraph=True, backend=backend)
-    return lambda values: pytree.tree_unflatten(kernel(*values), results[0])
 
 
 class _KnownGradient(torch.autograd.Function):

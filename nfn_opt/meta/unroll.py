@@ -46,6 +46,7 @@ def unroll(
     scale: Mapping[str, Tensor] | None = None,
     theta: Mapping[str, Tensor] | None = None,
     total_steps: int | Tensor | None = None,
+    inner: InnerStep | None = None,
 ) -> Unrolled:
     r"""Make ``steps`` updates of ``n`` independent networks.
 
@@ -69,9 +70,12 @@ def unroll(
         theta: Outer parameters of each network, ``{parameter name of the rule: (n, *shape)}``; without, all
             networks are trained with the parameters of the rule.
         total_steps: Length of the whole training, for rules that ask for it: one for all, or shape (n,).
+        inner: A step of this rule and kind of gradient to make the updates with, which keeps its kernels from
+            one unroll to the next if it is compiled; without, an eager step.
 
     Raises:
-        ValueError: If ``second_order`` is asked for without ``differentiable``, or ``steps`` is not positive.
+        ValueError: If ``second_order`` is asked for without ``differentiable``, ``steps`` is not positive, or
+            ``inner`` is for another rule or kind of gradient.
     """
     if second_order and not differentiable:
         raise ValueError(
@@ -83,7 +87,9 @@ def unroll(
     device = next(iter(params.values())).device
     start = torch.as_tensor(start_step, device=device).expand(n)
     total = None if total_steps is None else torch.as_tensor(total_steps, device=device).expand(n)
-    inner = InnerStep(rule, task, differentiable=differentiable, second_order=second_order)
+    if inner is None:
+        inner = InnerStep(rule, task, differentiable=differentiable, second_order=second_order)
+    inner.check(rule, differentiable=differentiable, second_order=second_order)
     history = []
     with torch.set_grad_enabled(differentiable):
         for t in range(steps):

@@ -87,9 +87,66 @@ def test_kernels_of_the_default_compiler(tiny_task: Task, generator: torch.Gener
     torch.testing.assert_close(compiled[::2], eager[::2])
 
 
-def test_a_compiled_step_has_no_gradient(tiny_task: Task) -> None:
-    with pytest.raises(ValueError, match="a compiled step keeps no graph"):
-        InnerStep(make_rule("sgd"), tiny_task, compiled=True, differentiable=True)
+GRADIENT_RULES: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9},
+    "adam": {},
+    "mlp": {"hidden": (3,)},
+    "nfn": {"hidden": (3,), "channels": 2},
+}
+
+
+GRADIENTS = [
+    ("sgd", "first order", True),
+    ("sgd", "second order", False),
+    ("sgd", "estimated", True),
+    ("adam", "second order", True),
+    ("mlp", "first order", False),
+    ("mlp", "second order", False),
+    pytest.param("nfn", "second order", True, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("kind", "case", "own_theta"), GRADIENTS)
+def test_gradients_through_compiled_steps(
+    kind: str, case: str, own_theta: bool, tiny_task: Task, generator: torch.Generator
+) -> None:
+    second_order, task = case == "second order", Estimated(tiny_task) if case == "estimated" else tiny_task
+    rule = make_rule(kind, **GRADIENT_RULES[kind]).double()
+    theta = {name: p.requires_grad_() for name, p in perturbed(rule, 2, generator).items()}
+    start = {name: p.requires_grad_() for name, p in task.init(generator, 2).items()}
+    seed = generator.get_state()
+    kind_of_gradient: dict[str, Any] = {"differentiable": True, "second_order": second_order}
+    found = []
+    for compiled in (False, True):
+        generator.set_state(seed)
+        inner = InnerStep(rule, task, compiled=compiled, backend="eager", **kind_of_gradient)
+        end = unroll(
+            rule,
+            task,
+            start,
+            init_state(rule, task, start),
+            steps=2,
+            start_step=1,
+            generator=generator,
+            theta=theta if own_theta else None,
+            inner=inner,
+            **kind_of_gradient,
+        )
+        leaves = [*(theta.values() if own_theta else rule.parameters()), *start.values()]
+        target = end.losses.sum() + sum(p.square().sum() for p in end.params.values())
+        found.append(torch.autograd.grad(target, leaves))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
+
+
+def test_a_step_of_another_kind_is_refused(tiny_task: Task, generator: torch.Generator) -> None:
+    rule, params = make_rule("sgd").double(), tiny_task.init(generator, 1)
+    state = init_state(rule, tiny_task, params)
+    options: dict[str, Any] = {"steps": 1, "start_step": 0, "generator": generator}
+    inner = InnerStep(rule, tiny_task)
+    with pytest.raises(ValueError, match=r"'differentiable': False.*expected.*'differentiable': True"):
+        unroll(rule, tiny_task, params, state, inner=inner, differentiable=True, **options)
+    with pytest.raises(ValueError, match="of another SGDRule"):
+        unroll(make_rule("sgd").double(), tiny_task, params, state, inner=inner, **options)
 
 
 def test_estimated_gradients_have_no_derivative(tiny_task: Task, generator: torch.Generator) -> None:

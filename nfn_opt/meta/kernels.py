@@ -1,0 +1,87 @@
+"""Flat functions of tensors as compiled kernels, with and without gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+Kernel = Callable[[Sequence[Any]], Any]
+"""From the leaves of arguments to the result of a function."""
+
+
+def kernel(
+    function: Callable[..., Any],
+    structure: pytree.TreeSpec,
+    leaves: Sequence[Any],
+    *,
+    differentiable: bool,
+    backend: str,
+) -> Kernel:
+    """A kernel that computes ``function`` for arguments of one form.
+
+    Args:
+        function: Pure function of trees of tensors; may itself differentiate.
+        structure: Of the tuple of its arguments.
+        leaves: The leaves of example arguments: tensors, or constants such as ``None``. Shapes, types and which
+            of them require gradients are part of the form.
+        differentiable: Whether gradients flow through the kernel; a second kernel computes them.
+        backend: Of :func:`torch.compile`, for the flat graphs of tensor operations; ``"eager"`` runs them as
+            they are.
+    """
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    results: list[pytree.TreeSpec] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        values = list(constants)
+        for i, tensor in zip(places, tensors, strict=True):
+            values[i] = tensor
+        given, spec = pytree.tree_flatten(function(*pytree.tree_unflatten(values, structure)))
+        results[:] = [spec]
+        return given
+
+    def tensors_of(values: Sequence[Any]) -> list[Tensor]:
+        return [values[i] for i in places]
+
+    def compile_graph(graph: torch.fx.GraphModule) -> Callable[..., Any]:
+        if backend == "eager":
+            return graph
+        compiled = torch.compile(graph, dynamic=False, fullgraph=True, backend=backend)
+        # The compiler looks at what it is given, and must not see that it belongs to a graph.
+        return lambda *tensors: compiled(*(tensor.detach() for tensor in tensors))
+
+    if differentiable:
+        compiled = _with_gradient(flat, compile_graph)
+        # Traced with leaves, as the tracer looks at the gradients of its arguments.
+        compiled(*(leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tensors_of(leaves)))
+    else:
+        compiled = compile_graph(make_fx(flat)(*tensors_of(leaves)))
+    return lambda values: pytree.tree_unflatten(compiled(*tensors_of(values)), results[0])
+
+
+def _with_gradient(
+    flat: Callable[..., list[Tensor]], compile_graph: Callable[[torch.fx.GraphModule], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Trace forward and backward pass together, and cut where the least has to be kept in between.
+
+    A graph of the forward pass alone would not do where it holds inner gradients: what autograd saves for these
+    is cut off from its past in such a graph, so that their derivative would miss terms.
+    """
+    from functorch import compile as aot  # slow to import
+
+    def boxed(graph: torch.fx.GraphModule, _: Any) -> Callable[[list[Tensor]], Any]:
+        call: Callable[[list[Tensor]], Any] = aot.make_boxed_func(compile_graph(graph))
+        return call
+
+    compiled: Callable[..., Any] = aot.aot_function(
+        flat,
+        fw_compiler=boxed,
+        bw_compiler=boxed,
+        partition_fn=aot.min_cut_rematerialization_partition,
+    )
+    return compiled
