@@ -23,6 +23,9 @@ from nfn_opt.optim.rule import State, UpdateRule
 from nfn_opt.optim.shell import SHARED, LearnedOptimizer
 from nfn_opt.optim.shell_parameters import Entry, Where, compute_dtype, entries, not_finite
 
+Places = dict[tuple[int, int], Entry]
+"""Parameters by group and place in it."""
+
 
 class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     r"""A learned optimizer whose steps are part of the autograd graph.
@@ -35,8 +38,9 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     * the initial weights, with ``copy_initial_weights=False``;
     * the outer parameters :math:`\theta` of the rule. If the optimizer was made with an
       :class:`~nfn_opt.optim.UpdateRule`, *that very rule* is used here, with the values that its parameters
-      have now: ``meta_loss.backward()`` fills the ``grad`` of ``rule.parameters()``. Rules from files, and
-      the default one, are frozen; ``override={"rule": [rule]}`` puts another in their place;
+      have now: ``meta_loss.backward()`` fills the ``grad`` of ``rule.parameters()``. Rules from files or by
+      name are frozen; ``override={"rule": [rule]}`` puts another in the place of the optimizer's. Rules of
+      single groups are always frozen;
     * ``lr`` and ``weight_decay``, given as tensors in ``override``, one for all groups or one for each.
 
     With ``track_higher_grads=False`` there is no graph from one step to the next.
@@ -78,19 +82,17 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         track_higher_grads: bool = True,
         **kwargs: Any,
     ) -> None:
-        if len(other.rules) > 1:
-            raise NotImplementedError(
-                f"the optimizer has groups with rules of their own ({', '.join(other.rules)}), expected one rule for "
-                "all; give its groups no 'rule'"
-            )
         options = dict(override or {})
         self.rule = _rule(other, options.pop("rule", None))
-        self.space = other.space
+        self.rules: dict[str, UpdateRule] = {**other.rules, other._default: self.rule}
+        self.space, self.total_steps = other.space, other.total_steps
         super().__init__(
             other, reference_params, fmodel, device, options, grad_callback, track_higher_grads, **kwargs
         )
         self._named = other._space is not None
         self._on_nonfinite = other._on_nonfinite
+        self._maximize = other._maximize
+        self._prefixes = {key: other._prefix(key) for key in self.rules}
         self._loss: Tensor | None = None
         shared = other.state[SHARED]  # type: ignore[index]
         self.shared = {key: value.to(device or value.device, copy=True) for key, value in shared.items()}
@@ -102,7 +104,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         Raises:
             FloatingPointError: If a gradient or update is not finite, unless the optimizer skips such steps.
         """
-        self._loss = loss
+        self._loss = -loss if self._maximize else loss
         try:
             return super().step(loss, *args, **kwargs)
         finally:
@@ -111,7 +113,8 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
     def _update(self, grouped_grads: Sequence[Sequence[Tensor | None]], **kwargs: Any) -> None:
         places = self._places()
         found = {entry.key: grouped_grads[i][j] for (i, j), entry in places.items()}
-        grads = {key: grad for key, grad in found.items() if grad is not None}
+        sign = -1 if self._maximize else 1
+        grads = {key: sign * grad for key, grad in found.items() if grad is not None}
         with torch.set_grad_enabled(self._track_higher_grads):
             if not grads or self._refuse("gradient", places, grads):
                 return
@@ -124,7 +127,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
                     self.state[i][j] = states[entry.key]
         self.shared = {"step": self.shared["step"] + 1, **shared}
 
-    def _places(self) -> dict[tuple[int, int], Entry]:
+    def _places(self) -> Places:
         """The parameters that are not empty, as they are now, by group and place in it."""
         found = iter(entries(self.param_groups, named=self._named))
         every = {
@@ -145,59 +148,97 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         return True
 
     def _compute(
-        self, places: Mapping[tuple[int, int], Entry], grads: Mapping[str, Tensor]
+        self, places: Places, grads: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
         """Updates and new states of the parameters with a gradient, and the new shared state."""
         updates: dict[str, Tensor] = {}
         states: dict[str, Any] = {}
-        shared: dict[str, Tensor] | None = None
-        for where, bucket in self._buckets(places, grads).items():
-            params = {entry.key: entry.param.to(*where) for entry in bucket.values()}
-            flowing = {
-                key: grads[key].to(*where) if key in grads else torch.zeros_like(p)
-                for key, p in params.items()
-            }
-            state = self._gather(bucket, params, where)
-            update, state = _apply_rule(
-                self.rule,
-                where,
-                (params, flowing, state),
-                space=self.space,
-                step=self.shared["step"].to(where[0]),
-                loss=None if self._loss is None else self._loss.to(*where),
-            )
-            updates.update({key: value for key, value in update.items() if key in grads})
-            states.update(state["tensors"])
-            shared = state["shared"] if shared is None else shared
-        return updates, states, shared or {}
+        shared = {key: value for key, value in self.shared.items() if key != "step"}
+        for key, rule in self.rules.items():
+            own = {e.key for e in places.values() if e.group["rule"] == key and e.key in grads}
+            before = _named(shared, self._prefixes[key])
+            after = None
+            for where, bucket in _buckets(rule, places, own).items():
+                update, state = self._apply(key, where, bucket, own, grads, before)
+                updates.update({name: value for name, value in update.items() if name in own})
+                states.update({name: value for name, value in state["tensors"].items() if name in own})
+                after = state["shared"] if after is None else after
+            shared.update({self._prefixes[key] + name: value for name, value in (after or {}).items()})
+        return updates, states, shared
 
-    def _buckets(
-        self, places: Mapping[tuple[int, int], Entry], grads: Mapping[str, Tensor]
-    ) -> dict[Where, dict[tuple[int, int], Entry]]:
-        """The parameters that are updated together; as :meth:`RuleBank.buckets` of the optimizer."""
-        found = list(places.values())
-        if self.rule.coupled:
-            dtype = functools.reduce(torch.promote_types, (e.param.dtype for e in found), torch.float32)
-            return {(found[0].param.device, dtype): dict(places)}
-        buckets: dict[Where, dict[tuple[int, int], Entry]] = {}
-        for place, entry in places.items():
-            if entry.key in grads:
-                where = (entry.param.device, compute_dtype(entry.param.dtype))
-                buckets.setdefault(where, {})[place] = entry
-        return buckets
+    def _apply(
+        self,
+        rule_key: str,
+        where: Where,
+        bucket: Places,
+        own: set[str],
+        grads: Mapping[str, Tensor],
+        shared: Mapping[str, Tensor],
+    ) -> tuple[dict[str, Tensor], State]:
+        """What a rule makes of a bucket; its parameters and buffers are moved there differentiably."""
+        params = {entry.key: entry.param.to(*where) for entry in bucket.values()}
+        flowing = {
+            key: grads[key].to(*where) if key in own else torch.zeros_like(p) for key, p in params.items()
+        }
+        rule, state = self.rules[rule_key], self._gather(rule_key, bucket, params, where, shared)
+        values = _cast({**dict(rule.named_parameters()), **dict(rule.named_buffers())}, where)
+        total = None if self.total_steps is None else torch.tensor(self.total_steps, device=where[0])
+        options = {
+            "space": self.space,
+            "step": self.shared["step"].to(where[0]),
+            "loss": None if self._loss is None else self._loss.to(*where),
+            "total_steps": total,
+        }
+        result: tuple[dict[str, Tensor], State] = torch.func.functional_call(
+            rule, values, (params, flowing, state), options
+        )
+        return result
 
     def _gather(
-        self, bucket: Mapping[tuple[int, int], Entry], params: Mapping[str, Tensor], where: Where
+        self,
+        rule_key: str,
+        bucket: Places,
+        params: Mapping[str, Tensor],
+        where: Where,
+        shared: Mapping[str, Tensor],
     ) -> State:
         """The rule's state for a bucket of parameters; what is missing starts anew."""
-        known = {entry.key: self.state[i][j] for (i, j), entry in bucket.items() if j in self.state[i]}
+        rule = self.rules[rule_key]
+        known = {
+            entry.key: self.state[i][j]
+            for (i, j), entry in bucket.items()
+            if entry.group["rule"] == rule_key and j in self.state[i]
+        }
         new = {key: p for key, p in params.items() if key not in known}
-        shared = {key: value for key, value in self.shared.items() if key != "step"}
         fresh: State = {"tensors": {}, "shared": shared}
         if new or not shared:
-            fresh = self.rule.init(self.space, params if self.rule.coupled else new or params)
-        tensors = {key: _cast(known.get(key, fresh["tensors"].get(key)), where) for key in params}
-        return {"tensors": tensors, "shared": _cast(shared or fresh["shared"], where)}
+            fresh = rule.init(self.space, params if rule.coupled else new or params)
+        tensors = {key: known[key] if key in known else fresh["tensors"][key] for key in params}
+        moved = {key: _cast(state, where) for key, state in tensors.items()}
+        return {"tensors": moved, "shared": _cast(shared or fresh["shared"], where)}
+
+
+def _buckets(rule: UpdateRule, places: Places, own: set[str]) -> dict[Where, Places]:
+    """The parameters that a rule sees together, by device and dtype; all of them if it is coupled.
+
+    The same as an optimizer's: a coupled rule takes the widest dtype and the first device.
+    """
+    found = list(places.values())
+    if rule.coupled and own:
+        dtype = functools.reduce(torch.promote_types, (e.param.dtype for e in found), torch.float32)
+        return {(found[0].param.device, dtype): places}
+    buckets: dict[Where, Places] = {}
+    for place, entry in places.items():
+        if entry.key in own:
+            where = (entry.param.device, compute_dtype(entry.param.dtype))
+            buckets.setdefault(where, {})[place] = entry
+    return buckets
+
+
+def _named(shared: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of a rule, by the rule's own names."""
+    short = {name.removeprefix(prefix): value for name, value in shared.items() if name.startswith(prefix)}
+    return {name: value for name, value in short.items() if "/" not in name}
 
 
 def _rule(other: LearnedOptimizer, override: Sequence[Any] | None) -> UpdateRule:
@@ -211,17 +252,6 @@ def _rule(other: LearnedOptimizer, override: Sequence[Any] | None) -> UpdateRule
             f"override['rule'] holds a {type(override[0]).__name__}, expected an UpdateRule; see load_rule"
         )
     return override[0]
-
-
-def _apply_rule(
-    rule: UpdateRule, where: Where, arguments: tuple[Any, ...], **options: Any
-) -> tuple[dict[str, Tensor], State]:
-    """The rule's update, its parameters and buffers moved differentiably where the tensors are."""
-    own = {**dict(rule.named_parameters()), **dict(rule.named_buffers())}
-    result: tuple[dict[str, Tensor], State] = torch.func.functional_call(
-        rule, _cast(own, where), arguments, options
-    )
-    return result
 
 
 def _applied(entry: Entry, update: Tensor) -> Tensor:

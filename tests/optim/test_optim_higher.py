@@ -72,6 +72,26 @@ def test_the_steps_are_those_of_the_optimizer(kind: str, with_space: bool) -> No
         )
 
 
+@pytest.mark.parametrize("kind", ["sgd", "mlp", "nfn"])
+def test_all_options_of_the_optimizer_count(kind: str) -> None:
+    model = make_model(torch.float64)
+    named = list(model.named_parameters())
+    parts: list[dict[str, Any]] = [
+        {"params": named[:1], "lr": 0.5},
+        {"params": named[1:2], "rule": "adam"},
+        {"params": named[2:], "weight_decay": 0.1, "rule": make_rule("nfn", lr=0.01)},
+    ]
+    rule = make_rule("scheduled", rule=kind) if kind == "mlp" else make_rule(kind)
+    optimizer = LearnedOptimizer(parts, rule=rule, space=space_of(model), total_steps=9, maximize=True)
+    train(model, optimizer, 1)
+    with higher.innerloop_ctx(model, optimizer) as (network, inner):
+        for _ in range(3):
+            inner.step(loss_of(network))
+        got = [p.detach() for p in network.parameters()]
+    train(model, optimizer, 3)
+    torch.testing.assert_close(got, [p.detach() for p in model.parameters()], rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", LEARNED)
 def test_gradients_equal_finite_differences(kind: str, generator: torch.Generator) -> None:
     model, rule = make_model(torch.float64), smooth_rule(kind)
