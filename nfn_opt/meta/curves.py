@@ -8,14 +8,14 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.meta.evaluate import Curves, Tuned
 
 RULE, ADAM = "tab:blue", "tab:gray"
 COLUMNS = 4
-"""Panels in a row."""
+"""Largest number of panels in a row."""
 
 Points = Sequence[tuple[int, float]]
 
@@ -37,7 +37,7 @@ def draw_curves(
         adam: The same with Adam at several learning rates; may be empty.
     """
     panels = 2 + len(rule)
-    columns = min(panels, COLUMNS)
+    columns = min(math.ceil(math.sqrt(panels)) if panels > COLUMNS else panels, COLUMNS)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -58,9 +58,10 @@ def _draw_meta_loss(ax: Axes, points: Points) -> None:
         ax.plot(*zip(*finite, strict=True), color=RULE, alpha=0.3, linewidth=0.6)
         window = max(1, len(finite) // 50)
         ax.plot(*zip(*_smooth(finite, window), strict=True), color=RULE, label=f"mean of {window} steps")
+    if len(finite) >= 100:
         ax.legend(fontsize="small")
     if losses and min(losses) > 0:
-        ax.set_yscale("log")
+        _log_scale(ax)
     ax.set(xlabel="outer step", ylabel="meta-loss", title="Meta-training")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.grid(alpha=0.3)
@@ -80,7 +81,8 @@ def _draw_evaluations(ax: Axes, evaluations: Mapping[str, Points], adam: Mapping
             ax.plot(*zip(*shown, strict=True), "o-", markersize=3, linewidth=1, label=_short(name))
     if adam:
         ax.axhline(1.0, color=ADAM, linestyle="--", linewidth=1)
-    ax.set(xlabel="outer step", yscale="log", title="Held-out tasks")
+    _log_scale(ax)
+    ax.set(xlabel="outer step", title="Held-out tasks")
     ax.set_ylabel("final loss / tuned Adam's" if adam else "final loss")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if ax.get_legend_handles_labels()[0]:
@@ -94,10 +96,20 @@ def _draw_comparison(ax: Axes, name: str, curves: Curves, adam: Tuned | None) ->
     _draw_band(ax, curves, RULE, "this rule")
     ax.set(xlabel="inner step", ylabel="minibatch loss")
     if bool((curves.losses > 0).all()):
-        ax.set_yscale("log")
+        _log_scale(ax)
     ax.set_title(f"Held-out {_short(name)}, {len(curves.final)} seeds", fontsize="medium")
     ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
+
+
+def _log_scale(ax: Axes) -> None:
+    """A logarithmic axis with plain numbers, also between the powers of ten where there are few of these."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    plain = StrMethodFormatter("{x:.3g}")
+    ax.yaxis.set_major_formatter(plain)
+    ax.yaxis.set_minor_formatter(plain if high < 8 * low else NullFormatter())
+    ax.tick_params(axis="y", which="minor", labelsize="small")
 
 
 def _short(task: str) -> str:

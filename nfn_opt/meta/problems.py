@@ -14,7 +14,19 @@ from nfn_opt.data import ImageData, load_images
 from nfn_opt.meta.classification import CNNClassification, MLPClassification
 from nfn_opt.meta.config import FamilyConfig, MetaTrainConfig, TaskConfig
 from nfn_opt.meta.config_parts import IMAGES
+from nfn_opt.meta.families import (
+    FAMILIES,
+    Augmentation,
+    AugmentedFamily,
+    DataSources,
+    TaskFamily,
+    make_family,
+)
+from nfn_opt.meta.placement import on_device
+from nfn_opt.meta.randomness import seeded_generator
+from nfn_opt.meta.records import from_record
 from nfn_opt.meta.tasks import Task
+from nfn_opt.optim.rule import closest
 from nfn_opt.weight_space import WeightSpace
 
 
@@ -145,4 +157,39 @@ def _same(task: Task, epoch: int) -> Task:
 def _family_sources(
     config: MetaTrainConfig, family: FamilyConfig, label: str, device: str, held_out: bool
 ) -> list[TaskSource]:
-    raise ValueError(f"there is no family of inner problems {family.name!r}, expected {IMAGES!r}")
+    drawn = _make_family(config, family)
+    use = "held-out task" if held_out else "task"
+
+    def draw(name: str, epoch: int) -> Task:
+        task = drawn.sample(seeded_generator(config.seed, f"{use}/{name}/{epoch}"))
+        return task if device == "cpu" else on_device(task, device)
+
+    names = [f"{label}/{number}" for number in range(family.instances)]
+    return [TaskSource(name=name, family=family, draw=functools.partial(draw, name)) for name in names]
+
+
+def _make_family(config: MetaTrainConfig, family: FamilyConfig) -> TaskFamily:
+    if family.name not in FAMILIES:
+        known = [IMAGES, *FAMILIES]
+        raise ValueError(
+            f"there is no family of inner problems {family.name!r}{closest(family.name, known)}, expected one of "
+            f"{', '.join(known)}"
+        )
+    options = dict(family.options)
+    augmentation = options.pop("augmentation", None)
+    data = _data_sources(tuple(sorted(config.data.items())), config.data_limit)
+    try:
+        made = make_family(family.name, data, **options)
+        return (
+            made if augmentation is None else AugmentedFamily(made, from_record(Augmentation, augmentation))
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"the family {family.name!r} refuses its options {dict(family.options)}: {error}"
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _data_sources(files: tuple[tuple[str, str], ...], limit: int) -> DataSources:
+    """Images and text, loaded once for all families."""
+    return DataSources(dict(files), limit=limit)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 Value = TypeVar("Value")
 
@@ -98,13 +99,22 @@ def joined_processes() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield Processes()
         return
-    dist.init_process_group("gloo", timeout=TIMEOUT)
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # On one machine the store outlives a restart, and with it the addresses of processes that are gone.
+        # (On several, restarts are counted on each machine apart, and cannot tell one attempt from another.)
+        store = dist.PrefixStore(f"attempt {_restarts()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(rank, size)
     finally:
         dist.destroy_process_group()
 
 
 def restarted() -> bool:
     """Whether ``torchrun`` has started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

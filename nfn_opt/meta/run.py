@@ -204,8 +204,10 @@ class Run:
         return {source.name: all_of_them[source.name] for source in self.held_out}
 
     def _updates(self, source: TaskSource) -> int:
-        """Inner updates of an outer step."""
-        return (source.family.networks or self.config.inner.tasks) * self.config.inner.truncation
+        """Inner updates of an outer step; evolution strategies train every problem in two versions."""
+        inner = self.config.inner
+        versions = sum(1 if name == "backprop" else 2 for name in inner.mixture or [inner.estimator])
+        return versions * (source.family.networks or inner.tasks) * inner.truncation
 
     def _check_sizes(self) -> None:
         size, total = self.config.outer.tasks_per_step or len(self.sources), len(self.sources)

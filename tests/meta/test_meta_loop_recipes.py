@@ -24,7 +24,7 @@ from nfn_opt.meta import (
     load_recipe,
 )
 from nfn_opt.meta.estimator_choice import make_estimator
-from nfn_opt.meta.recipes import from_record
+from nfn_opt.meta.records import from_record
 from nfn_opt.optim import make_rule
 
 
