@@ -108,6 +108,9 @@ def test_losses_and_gradients_can_be_traced(task: NetworkTask, generator: torch.
 
     params, batch = task.init(generator, 2), task.batch(generator, 2)
     graph = make_fx(step)(params, batch)
+    operators = {str(node.target) for node in graph.graph.nodes}
+    # Gradients of lookups were found to be lost in compiled steps.
+    assert not any("index_put" in name or "embedding" in name for name in operators)
     other, others = task.init(generator, 2), task.batch(generator, 2)
     for traced, eager in zip(graph(other, others), step(other, others), strict=True):
         torch.testing.assert_close(traced, eager)

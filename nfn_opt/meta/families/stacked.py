@@ -89,11 +89,14 @@ def _linear(module: nn.Linear, x: Tensor, params: Mapping[str, Tensor], prefix: 
 
 @run_stacked.register
 def _embedding(module: nn.Embedding, x: Tensor, params: Mapping[str, Tensor], prefix: str = "") -> Tensor:
-    """All networks' tables as one, and numbers that are shifted to the right one."""
+    """Rows picked by a product with ones and zeros.
+
+    For the small vocabularies of the families that takes no longer than looking them up, and its gradient is a
+    product, too: compiled by PyTorch 2.13, the gradient of a lookup that is read twice was found to be lost.
+    """
     weight = params[f"{prefix}weight"]
-    n, vocabulary = weight.shape[:2]
-    shift = torch.arange(n, device=x.device).mul(vocabulary).view(n, *(1,) * (x.dim() - 1))
-    return F.embedding(x + shift, weight.flatten(0, 1))
+    ones = x.flatten(1).unsqueeze(-1) == torch.arange(weight.shape[1], device=x.device)
+    return torch.bmm(ones.to(weight.dtype), weight).unflatten(1, x.shape[1:])
 
 
 @run_stacked.register
@@ -150,7 +153,7 @@ def _mean_pool(
 
 @run_stacked.register
 def _upsample(module: nn.Upsample, x: Tensor, params: Mapping[str, Tensor], prefix: str = "") -> Tensor:
-    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    return module(x.transpose(0, 1).flatten(1, 2)).unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
 _AFFINE = ("weight", "bias")
