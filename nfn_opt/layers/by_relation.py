@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.layers.base import LinearBase, normal, orthogonal, variance_shares
-from nfn_opt.layers.movement import Target, gather, scatter
+from nfn_opt.layers.movement import Target, gather, mix, scatter
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.layers.pool import pool_of
 from nfn_opt.layers.readings import Readings, concatenate
@@ -41,6 +41,8 @@ class RelationLinear(LinearBase):
         generator: Source of the initial weights.
         compile: Whether to run under ``torch.compile``; see :func:`nfn_opt.layers.NFLinear`.
         checkpoint: Whether to form intermediate results again in the backward pass; see there.
+        own: Whether an entry is sent to itself. Without, the layer gives what an entry hears from all others and
+            from means; the weights of those relations are not used.
 
     Shapes:
         in: ``{name: (B, *axes, in_channels)}``; out: ``{name: (B, *axes, out_channels)}``.
@@ -56,9 +58,11 @@ class RelationLinear(LinearBase):
         generator: torch.Generator | None = None,
         compile: bool = False,  # noqa: A002  (torch's own word)
         checkpoint: bool = False,
+        own: bool = True,
     ) -> None:
         super().__init__(space, in_channels, out_channels, compile=compile, checkpoint=checkpoint)
-        self._program = _program(space, out_channels)
+        self.own = own
+        self._program = _program(space, out_channels, own)
         self.weight = nn.Parameter(self._initial(generator))
         self.bias = nn.Parameter(torch.zeros(len(_BIAS_KINDS), out_channels)) if bias else None
 
@@ -85,10 +89,12 @@ class RelationLinear(LinearBase):
         return self._checked(features, space)
 
     def _program_of(self, space: WeightSpace | None) -> Any:
-        return self._program if space is None else _program(space, self.out_channels)
+        return self._program if space is None else _program(space, self.out_channels, self.own)
 
     def _map(self, features: Mapping[str, Tensor], program: Any) -> Features:
         cells = program.cells
+        if not program.writings:
+            return {name: x.new_zeros(*x.shape[:-1], self.out_channels) for name, x in features.items()}
         given, names = cells.split(features), cells.space.names
         reader = _Reader(program.readings, gather(program.readings.sources, [given[name] for name in names]))
         weights = self.weight.unbind()
@@ -105,14 +111,16 @@ class RelationLinear(LinearBase):
             if writing.constant and self.bias is not None:
                 mixed = torch.addmm(self.bias[_BIAS_KINDS.index(writing.kind)], read, weight)
             else:
-                mixed = read @ weight
+                mixed = mix(read, weight)
             terms[pattern.name].append(pattern.place(mixed))
         written = scatter(program.targets, [t for name in names for t in (*terms[name], *products[name])])
         return cells.join(dict(zip(names, written, strict=True)))
 
     def extra_repr(self) -> str:
         """Channels and sharing."""
-        return f"{self.in_channels} -> {self.out_channels}, by_relation"
+        return f"{self.in_channels} -> {self.out_channels}, by_relation" + (
+            ", own=False" if not self.own else ""
+        )
 
 
 def _initial_shares(writings: tuple[Writing, ...]) -> tuple[list[float], set[int]]:
@@ -121,7 +129,7 @@ def _initial_shares(writings: tuple[Writing, ...]) -> tuple[list[float], set[int
     for writing in writings:
         pattern = writing.pattern
         for relation, source in writing.sources:
-            terms[pattern.name].append((pattern.full and source.members == (pattern,), relation))
+            terms[pattern.name].append((_own(pattern, source), relation))
     shares = [0.0] * len(RELATIONS)
     for same in terms.values():
         own_share, other_share = variance_shares(sum(not own for own, _ in same))
@@ -129,6 +137,19 @@ def _initial_shares(writings: tuple[Writing, ...]) -> tuple[list[float], set[int
             share = own_share if own else other_share
             shares[relation] = min(shares[relation] or share, share)
     return shares, {relation for same in terms.values() for own, relation in same if own}
+
+
+def _own(pattern: Pattern, source: Source) -> bool:
+    """Whether an entry is sent to itself."""
+    return pattern.full and source.members == (pattern,)
+
+
+def _others(writings: tuple[Writing, ...]) -> Iterator[Writing]:
+    """The writings without what entries send to themselves."""
+    for writing in writings:
+        sources = tuple((r, source) for r, source in writing.sources if not _own(writing.pattern, source))
+        if sources:
+            yield replace(writing, sources=sources)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +163,10 @@ class _Program:
 
 
 @lru_cache(maxsize=256)
-def _program(whole_space: WeightSpace, channels: int) -> _Program:
+def _program(whole_space: WeightSpace, channels: int, own: bool) -> _Program:
     space = whole_space.cells.space
     writings = plan_by_relation(space)
+    writings = writings if own else tuple(_others(writings))
     small: dict[Pattern, None] = {}
     whole: dict[Pattern, None] = {}
     terms: dict[str, list[Pattern]] = {name: [] for name in space.names}

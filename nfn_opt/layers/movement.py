@@ -68,6 +68,17 @@ def _transparent() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def mix(features: Tensor, weight: Tensor) -> Tensor:
+    """``features @ weight`` as one product of two matrices.
+
+    Where ``vmap`` maps over the weight too, that is one batched product; of features with more axes it would make
+    one for each index, with copies of the weight.
+    """
+    if features.dim() == 2:
+        return features @ weight
+    return (features.reshape(-1, weight.shape[0]) @ weight).reshape(*features.shape[:-1], weight.shape[1])
+
+
 def gather(sources: Sequence[Sources], tensors: Sequence[Tensor]) -> list[Tensor]:
     """For every parameter the features, where they are needed whole, and the mean of each pattern.
 
@@ -162,10 +173,12 @@ def _scatter_anew(targets: Sequence[Target], tensors: Sequence[Tensor]) -> list[
         total: Tensor | None = None
         for i, pattern in enumerate(target.products):
             source, weight = given[len(terms) + 2 * i : len(terms) + 2 * i + 2]
-            product = pattern.place(source @ weight)
+            product = pattern.place(mix(source, weight))
             total = product if total is None else total + product
         total = spread_anew(terms, total) if terms else total
-        assert total is not None, "nothing is written"
+        if total is None:
+            out.append(tensors[0].new_zeros(tensors[0].shape[0], *target.shape))
+            continue
         out.append(total.expand(total.shape[0], *target.shape))
     return out
 
@@ -175,15 +188,15 @@ def _scatter(targets: Sequence[Target], tensors: Sequence[Tensor]) -> list[Tenso
     out, place = [], 0
     for target in targets:
         given, place = tensors[place : place + target.inputs], place + target.inputs
-        out.append(_write(target, given))
+        out.append(_write(target, given, tensors[0]))
     return out
 
 
-def _write(target: Target, given: Sequence[Tensor]) -> Tensor:
+def _write(target: Target, given: Sequence[Tensor], like: Tensor) -> Tensor:
     """One output: the terms spread, the products added, what stands on diagonals added."""
     terms = list(zip(target.terms, given, strict=False))
     plain = [term for term in terms if not term[0].diagonal]
-    shape = (given[0].shape[0], *target.shape)
+    shape = (like.shape[0], *target.shape)
     out = spread(plain, shape) if plain else None
     for i, pattern in enumerate(target.products):
         source, weight = given[len(terms) + 2 * i : len(terms) + 2 * i + 2]
@@ -192,7 +205,7 @@ def _write(target: Target, given: Sequence[Tensor]) -> Tensor:
             continue
         out = empty(shape, source).zero_() if out is None else out
         _add_product(out, pattern, source, weight)
-    out = given[0].new_zeros(shape) if out is None else out
+    out = like.new_zeros(shape) if out is None else out
     on_diagonals = [term for term in terms if term[0].diagonal]
     return add_spread(out, on_diagonals) if on_diagonals else out
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.layers.base import LinearBase, normal, orthogonal, variance_shares
-from nfn_opt.layers.movement import Target, gather, scatter
+from nfn_opt.layers.movement import Target, gather, mix, scatter
 from nfn_opt.layers.patterns import Pattern
 from nfn_opt.layers.plan import Step, identity_map, plan_per_parameter
 from nfn_opt.layers.pool import pool_of
@@ -135,7 +135,7 @@ class PerParameterLinear(LinearBase):
             if not step.signature and self.bias is not None:
                 mixed = torch.addmm(biases[step.part], read, weight)
             else:
-                mixed = read @ weight
+                mixed = mix(read, weight)
             parts = mixed.split([p.fold * self.out_channels for p in step.writings], dim=-1)
             for pattern, part in zip(step.writings, parts, strict=True):
                 terms[pattern.name].append(pattern.place(part))

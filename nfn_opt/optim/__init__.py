@@ -8,10 +8,13 @@ from nfn_opt.optim.classic_schedule import Scheduled, ScheduledConfig
 from nfn_opt.optim.mlp import MLPConfig, MLPRule
 from nfn_opt.optim.nfn import NFNConfig, NFNRule
 from nfn_opt.optim.orthogonal import orthogonalise
+from nfn_opt.optim.relational import RelationalConfig, RelationalRule
 from nfn_opt.optim.rule import State, UpdateRule, make_rule, register_rule
 from nfn_opt.optim.shell import LearnedOptimizer
 from nfn_opt.optim.shell_groups import parameter_groups, resolve_rule
+from nfn_opt.optim.small_fc import SmallFCConfig, SmallFCRule
 from nfn_opt.optim.storage import load_rule, rule_metadata, save_rule
+from nfn_opt.optim.unf import UNFConfig, UNFRule
 
 __all__ = [
     "AdamConfig",
@@ -29,11 +32,17 @@ __all__ = [
     "NAdamRule",
     "NFNConfig",
     "NFNRule",
+    "RelationalConfig",
+    "RelationalRule",
     "SGDConfig",
     "SGDRule",
     "Scheduled",
     "ScheduledConfig",
+    "SmallFCConfig",
+    "SmallFCRule",
     "State",
+    "UNFConfig",
+    "UNFRule",
     "UpdateRule",
     "available_rules",
     "load_rule",

@@ -17,12 +17,14 @@ A tensor with fewer than two axes has no :math:`c_k`, and its :math:`r_k` is not
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from nfn_opt.optim.layout import Layout
 from nfn_opt.optim.rule import Tensors
+from nfn_opt.optim.scalars import rate
 
 TensorStates = dict[str, dict[str, Tensor]]
 
@@ -35,7 +37,7 @@ class Accumulated:
         layout: Where each tensor lies in the flat vectors.
         step: Number of gradients taken in by each tensor, a list of int64 tensors of shape ``()``.
         momentum: ``(M, N)``.
-        second_moment: ``(N,)``.
+        second_moment: ``(N,)``; ``None`` where not kept.
         rows: For each tensor ``(K, *shape)`` with the largest axis averaged to 1; empty where not kept.
         columns: Likewise with the second largest axis averaged; ``None`` for a tensor of fewer than two axes.
     """
@@ -43,18 +45,20 @@ class Accumulated:
     layout: Layout
     step: list[Tensor]
     momentum: Tensor
-    second_moment: Tensor
+    second_moment: Tensor | None
     rows: list[Tensor]
     columns: list[Tensor | None]
 
     def state(self) -> TensorStates:
         """What to remember for each tensor, shapes as stored where nothing is averaged."""
-        momenta, squares = self.layout.split(self.momentum), self.layout.split(self.second_moment)
+        momenta = self.layout.split(self.momentum)
+        squares = None if self.second_moment is None else self.layout.split(self.second_moment)
         states = {}
         for i, segment in enumerate(self.layout.segments):
             shape = segment.spec.shape
             state = {"step": self.step[i], "momentum": momenta[i].reshape(len(self.momentum), *shape)}
-            state["second_moment"] = squares[i].reshape(shape)
+            if squares is not None:
+                state["second_moment"] = squares[i].reshape(shape)
             if self.rows:
                 state["row"] = self.rows[i]
                 column = self.columns[i]
@@ -70,12 +74,12 @@ class Accumulators:
 
     Attributes:
         momentum_decays: :math:`d_k`.
-        second_moment_decay: :math:`d_v`.
+        second_moment_decay: :math:`d_v`; ``None`` if no second moment is kept.
         factor_decays: :math:`f_k`; empty if no factored second moments are kept.
     """
 
     momentum_decays: tuple[float, ...]
-    second_moment_decay: float
+    second_moment_decay: float | None
     factor_decays: tuple[float, ...]
 
     def init(self, layout: Layout, params: Tensors) -> TensorStates:
@@ -86,37 +90,62 @@ class Accumulators:
             states[segment.name] = {
                 "step": torch.zeros((), dtype=torch.int64, device=p.device),
                 "momentum": p.new_zeros(len(self.momentum_decays), *segment.spec.shape),
-                "second_moment": p.new_zeros(segment.spec.shape),
             }
+            if self.second_moment_decay is not None:
+                states[segment.name]["second_moment"] = p.new_zeros(segment.spec.shape)
             for which, key in enumerate(("row", "column")):
                 if self.factor_decays and (segment.factored is not None or key == "row"):
                     shape = segment.shape if segment.factored is None else segment.averaged_shape(which)
                     states[segment.name][key] = p.new_zeros(len(self.factor_decays), *shape)
         return states
 
-    def update(self, layout: Layout, gradient: Tensor, states: TensorStates) -> Accumulated:
-        """Take in a flat gradient ``(N,)``."""
-        square = gradient * gradient
-        momentum = _mix(layout.gather(states, "momentum"), gradient, _rates(self.momentum_decays, gradient))
-        old = torch.cat([states[s.name]["second_moment"].reshape(-1) for s in layout.segments])
-        rows, columns = self._factors(layout, square, states)
+    def update(
+        self,
+        layout: Layout,
+        gradient: Tensor,
+        states: TensorStates,
+        offsets: Mapping[str, Tensor] | None = None,
+    ) -> Accumulated:
+        """Take in a flat gradient ``(N,)``.
+
+        Args:
+            layout: Where each tensor lies in it.
+            gradient: The gradient.
+            states: The means before, as from :meth:`init` or :meth:`Accumulated.state`.
+            offsets: What moves the decays from their values, see :func:`nfn_opt.optim.scalars.decay`:
+                ``"momentum"``, ``"second_moment"`` and ``"factor"``, one number for each decay.
+        """
+        offsets = {} if offsets is None else offsets
+        old, square = layout.gather(states, "momentum"), gradient * gradient
+        rates = _rates(self.momentum_decays, gradient, offsets.get("momentum"))
+        rows, columns = self._factors(layout, square, states, offsets.get("factor"))
         return Accumulated(
             layout=layout,
             step=[states[segment.name]["step"] + 1 for segment in layout.segments],
-            momentum=momentum,
-            second_moment=torch.lerp(old, square, 1 - self.second_moment_decay),
+            momentum=_mix(old, gradient, rates),
+            second_moment=self._second_moment(layout, square, states, offsets.get("second_moment")),
             rows=rows,
             columns=columns,
         )
 
+    def _second_moment(
+        self, layout: Layout, square: Tensor, states: TensorStates, offset: Tensor | None
+    ) -> Tensor | None:
+        if self.second_moment_decay is None:
+            return None
+        old = torch.cat([states[s.name]["second_moment"].reshape(-1) for s in layout.segments])
+        if offset is None:
+            return torch.lerp(old, square, 1 - self.second_moment_decay)
+        return torch.lerp(old, square, rate(1 - self.second_moment_decay, offset))
+
     def _factors(
-        self, layout: Layout, square: Tensor, states: TensorStates
+        self, layout: Layout, square: Tensor, states: TensorStates, offset: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         rows: list[Tensor] = []
         columns: list[Tensor | None] = []
         if not self.factor_decays:
             return rows, columns
-        rates = _rates(self.factor_decays, square)
+        rates = _rates(self.factor_decays, square, offset)
         for segment, flat in zip(layout.segments, layout.split(square), strict=True):
             viewed, state = flat.reshape(segment.shape), states[segment.name]
             if segment.factored is None:
@@ -134,5 +163,6 @@ def _mix(old: Tensor, new: Tensor, rates: Tensor) -> Tensor:
     return torch.lerp(old, new.expand_as(old), rates.reshape(-1, *[1] * new.dim()))
 
 
-def _rates(decays: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor([1 - d for d in decays], dtype=like.dtype, device=like.device)
+def _rates(decays: tuple[float, ...], like: Tensor, offset: Tensor | None) -> Tensor:
+    rates = torch.tensor([1 - d for d in decays], dtype=like.dtype, device=like.device)
+    return rates if offset is None else rate(rates, offset)

@@ -97,7 +97,7 @@ class Scheduled(UpdateRule):
 
     kind: ClassVar[str] = "scheduled"
     config_class = ScheduledConfig
-    coupled: ClassVar[bool] = True
+    coupled = True
     config: ScheduledConfig
 
     @classmethod

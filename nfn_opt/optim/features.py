@@ -29,9 +29,17 @@ name                     formula                                   channels
 ``factored_momentum``    :math:`m_k R_k C_k`                       K
 ======================== ========================================= ==========
 
-in the order of Celo2 (arXiv:2602.19142). The last five are zero for a tensor with fewer than two axes. Every
-channel is then divided by its root mean square, :math:`x (\operatorname{mean}(x^2) + 10^{-9})^{-1/2}`; see
-:mod:`nfn_opt.optim.normalise`.
+in the order of Celo2 (arXiv:2602.19142). For a tensor with fewer than two axes the last five are zero, or, as in
+the rule of Metz et al. (arXiv:2203.11860), repeat its :math:`r_k`:
+
+======================== ==================================================================
+``row``, ``column``      :math:`r_k`
+``inverse_root_...``     :math:`(r_k + 10^{-8})^{-1/2}`
+``factored_momentum``    :math:`m_k (r_k + \epsilon)^{-1/2}`, :math:`\epsilon` as beside :math:`v`
+======================== ==================================================================
+
+The :math:`10^{-8}` beside :math:`v` is an option. Every channel is then divided by its root mean square,
+:math:`x (\operatorname{mean}(x^2) + 10^{-9})^{-1/2}`; see :mod:`nfn_opt.optim.normalise`.
 
 Time features, the same for all weights: :math:`\tanh(t / \tau - 1)` for the timescales 1, 3, 10, 30, ...,
 100000.
@@ -79,11 +87,20 @@ class Inputs:
         parameter: ``(N,)``.
         gradient: The clipped gradient, ``(N,)``.
         means: The running means after this gradient was taken in.
+        root_eps: Added to the second moment under the root.
     """
 
-    def __init__(self, parameter: Tensor, gradient: Tensor, means: Accumulated) -> None:
-        self.parameter, self.gradient, self.means = parameter, gradient, means
-        self.momentum, self.second_moment = means.momentum, means.second_moment
+    def __init__(
+        self, parameter: Tensor, gradient: Tensor, means: Accumulated, root_eps: float = ROOT_EPS
+    ) -> None:
+        self.parameter, self.gradient, self.means, self.root_eps = parameter, gradient, means, root_eps
+        self.momentum = means.momentum
+
+    @property
+    def second_moment(self) -> Tensor:
+        """``v``, shape ``(N,)``."""
+        assert self.means.second_moment is not None
+        return self.means.second_moment
 
     @property
     def layout(self) -> Layout:
@@ -92,8 +109,8 @@ class Inputs:
 
     @functools.cached_property
     def inverse_root(self) -> Tensor:
-        """``(v + 1e-8)^(-1/2)``, shape ``(N,)``."""
-        return torch.rsqrt(self.second_moment + ROOT_EPS)
+        """``(v + eps)^(-1/2)``, shape ``(N,)``."""
+        return torch.rsqrt(self.second_moment + self.root_eps)
 
     @functools.cached_property
     def factor(self) -> Tensor:
@@ -133,8 +150,16 @@ FACTOR: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
 }
 """Features with a value for each row (0) or column (1), and the function of the factored second moment."""
 
+
+def repeated(feature: str, momentum: Tensor, row: Tensor, root_eps: float) -> Tensor:
+    """A feature of matrices for a tensor with fewer than two axes, from its ``m_k`` and ``r_k``, ``(K, n)`` each."""
+    if feature == "factored_momentum":
+        return momentum * torch.rsqrt(row + root_eps)
+    return FACTOR[feature][1](row)
+
+
 MATRIX_ONLY = frozenset({*FACTOR, "factored_momentum"})
-"""Features that are zero for a tensor with fewer than two axes."""
+"""Features that are zero for a tensor with fewer than two axes, or :func:`repeated`."""
 
 FEATURES = (
     *(
@@ -153,6 +178,9 @@ FEATURES = (
 
 USES_FACTORS = frozenset({*MATRIX_ONLY, "factored_gradient"})
 """Features that need the factored second moments."""
+
+USES_SECOND_MOMENT = frozenset({"second_moment", "scaled_momentum", "inverse_root", "scaled_gradient"})
+"""Features that need the second moment."""
 
 
 def channels(feature: str, momenta: int, factors: int) -> int:

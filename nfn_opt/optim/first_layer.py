@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.optim.features import ENTRY, EPS, FACTOR, MATRIX_ONLY, TIMESCALES, Inputs, channels
+from nfn_opt.optim.features import ENTRY, EPS, FACTOR, MATRIX_ONLY, TIMESCALES, Inputs, channels, repeated
 from nfn_opt.optim.layout import Segment, flat
 from nfn_opt.optim.normalise import Over, inverse_rms, several_matrices
 
@@ -64,6 +64,11 @@ class Preactivation:
             stop = min(start + rows, shape[0])
             yield self._block(slice(start, stop), (stop - start, *shape[1:]))
 
+    def through(self, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a network for each weight makes of the output, from ``(H, m)`` to ``(C, m)``, for all: ``(C, n)``."""
+        results = [network(block) for block in self.blocks()]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=1)
+
     def _block(self, rows: slice, shape: tuple[int, ...]) -> Tensor:
         """The output for some indices of the first axis, of which ``shape`` is left."""
         x = self.x
@@ -97,6 +102,9 @@ class FeatureLinear(nn.Module):
         use_time: Whether the last columns read the time features.
         generator: Source of the initial weight.
         over: What the mean of the normalisation is over, see :mod:`nfn_opt.optim.normalise`.
+        eps: Of the normalisation.
+        clip: Features are first cut to this absolute value, if given.
+        repeat: Whether features of matrices are repeated for vectors; otherwise they are zero.
     """
 
     def __init__(
@@ -109,9 +117,13 @@ class FeatureLinear(nn.Module):
         generator: torch.Generator,
         *,
         over: Over = "tensor",
+        eps: float = EPS,
+        clip: float | None = None,
+        repeat: bool = False,
     ) -> None:
         super().__init__()
         self.features, self.use_time, self.over = features, use_time, over
+        self.eps, self.clip, self.repeat = eps, clip, repeat
         widths = [channels(feature, momenta, factors) for feature in features]
         starts = [sum(widths[:i]) for i in range(len(widths))]
         self.columns = {f: range(s, s + w) for f, s, w in zip(features, starts, widths, strict=True)}
@@ -159,6 +171,8 @@ class FeatureLinear(nn.Module):
         if segment.factored is None and not MATRIX_ONLY.isdisjoint(entries):
             entries = [feature for feature in entries if feature not in MATRIX_ONLY]
             x = x[: sum(len(self.columns[feature]) for feature in entries)]
+        if segment.factored is None and self.repeat:
+            entries, x = self._repeated(index, entries, x, inputs)
         weight, x = self._normalised(entries, x.reshape(-1, *segment.shape))
         parts = []
         if segment.factored is not None and inputs.means.rows:
@@ -168,6 +182,17 @@ class FeatureLinear(nn.Module):
                     parts.append(self._part(features, mean))
         return Preactivation(segment, x, weight, bias, tuple(parts))
 
+    def _repeated(
+        self, index: int, entries: list[str], x: Tensor, inputs: Inputs
+    ) -> tuple[list[str], Tensor]:
+        """The features of a vector, with those of matrices in place of which it has others."""
+        more = [feature for feature in self.features if feature in MATRIX_ONLY]
+        if not more:
+            return entries, x
+        momentum, row = inputs.layout.split(inputs.momentum)[index], flat(inputs.means.rows[index])
+        values = [repeated(feature, momentum, row, inputs.root_eps) for feature in more]
+        return [*entries, *more], torch.cat([x, *values])
+
     def _part(self, features: list[str], mean: Tensor) -> Tensor:
         """The map for row or column features: channels, then the shape as viewed with one axis of size 1."""
         x = torch.cat([FACTOR[feature][1](mean) for feature in features])
@@ -176,7 +201,9 @@ class FeatureLinear(nn.Module):
 
     def _normalised(self, features: list[str], x: Tensor) -> tuple[Tensor, Tensor]:
         """The weight ``(H, c)`` and the features ``(c, *shape)`` made flat; one of them is normalised."""
-        weight, scale = self._weight(features), inverse_rms(x, EPS, self.over)
+        if self.clip is not None:
+            x = torch.clamp(x, -self.clip, self.clip)
+        weight, scale = self._weight(features), inverse_rms(x, self.eps, self.over)
         if several_matrices(x.dim() - 1, self.over):
             return weight, flat(x * scale)
         return weight * scale.reshape(-1), flat(x)

@@ -71,11 +71,33 @@ class Layout:
         return _layout(space, tuple(names))
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Concatenate tensors of stored shapes to ``(N,)``."""
+        """Concatenate tensors of stored shapes to ``(N,)``.
+
+        Raises:
+            ValueError: If a tensor is missing, or has another shape than in the weight space.
+        """
+        for segment in self.segments:
+            got = tensors[segment.name].shape if segment.name in tensors else None
+            if got != segment.spec.shape:
+                found = "is missing" if got is None else f"has shape {tuple(got)}"
+                raise ValueError(
+                    f"the tensor {segment.name!r} {found}, expected shape {segment.spec.shape} as in the weight "
+                    "space; give the rule the space of this network"
+                )
         return torch.cat([tensors[segment.name].reshape(-1) for segment in self.segments])
 
     def gather(self, states: Mapping[str, Mapping[str, Tensor]], key: str) -> Tensor:
-        """Concatenate the entries ``key`` of per-tensor states, ``(K, *shape)`` each, to ``(K, N)``."""
+        """Concatenate the entries ``key`` of per-tensor states, ``(K, *shape)`` each, to ``(K, N)``.
+
+        Raises:
+            ValueError: If a tensor has no such state.
+        """
+        for segment in self.segments:
+            if key not in states.get(segment.name, {}):
+                raise ValueError(
+                    f"the state has no {key!r} of the tensor {segment.name!r}; it was made for another network or "
+                    "rule: start with rule.init(space, params)"
+                )
         return torch.cat([flat(states[segment.name][key]) for segment in self.segments], dim=1)
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
@@ -85,6 +107,13 @@ class Layout:
 
 @functools.lru_cache(maxsize=256)
 def _layout(space: WeightSpace, names: tuple[str, ...]) -> Layout:
+    known = set(space.names)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"the tensor {name!r} is not in the weight space, which has {', '.join(space.names)}; give the rule "
+                "the space of this network"
+            )
     return Layout([space[name] for name in names])
 
 

@@ -1,23 +1,21 @@
-"""What the learned rules share: configuration, state, features, the Adam direction, step size and output."""
+"""What the learned rules share: configuration, the Adam direction, step size and output."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.optim.accumulators import Accumulated, Accumulators
-from nfn_opt.optim.features import EPS, FEATURES, USES_FACTORS, Inputs, time_features
-from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
-from nfn_opt.optim.layout import Layout, Segment
+from nfn_opt.optim.accumulators import Accumulated
+from nfn_opt.optim.feature_rule import FeatureRule, Reading, check_choice, check_factors, check_reading
+from nfn_opt.optim.features import EPS, FEATURES
+from nfn_opt.optim.layout import Segment
 from nfn_opt.optim.matrices import Matrices, orthogonal_update
 from nfn_opt.optim.normalise import Over, inverse_rms
-from nfn_opt.optim.rule import State, Tensors, UpdateRule, closest
 from nfn_opt.optim.step_size import StepSize
 from nfn_opt.weight_space import WeightSpace
 
@@ -72,53 +70,36 @@ class LearnedConfig:
     def __post_init__(self) -> None:
         for field in ("features", "hidden", "momentum_decays", "factor_decays"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        _check_choice("base", self.base, ("adam", "none"))
-        _check_choice("orthogonal", self.orthogonal, ("none", "positions", "flat"))
-        _check_choice("normalise_over", self.normalise_over, ("tensor", "matrix"))
-        check_features(self.features)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden is {self.hidden}, expected one or more positive widths, such as (8, 8)")
-        if not self.momentum_decays:
-            raise ValueError("momentum_decays is empty, expected at least one decay, such as (0.9,)")
-        if self.needs_factors and len(self.factor_decays) != len(self.momentum_decays):
-            raise ValueError(
-                f"factor_decays has {len(self.factor_decays)} values, expected "
-                f"{len(self.momentum_decays)} as in momentum_decays; their products are features"
-            )
-        for value in (*self.momentum_decays, self.second_moment_decay, *self.factor_decays):
-            if not 0 <= value < 1:
-                raise ValueError(f"a decay is {value!r}, expected a number in [0, 1)")
-        for field in ("lr", "gradient_clip", "eps", "output_scale", "vector_factor"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, expected a positive number")
+        check_choice("base", self.base, ("adam", "none"))
+        check_choice("orthogonal", self.orthogonal, ("none", "positions", "flat"))
+        check_choice("normalise_over", self.normalise_over, ("tensor", "matrix"))
+        check_factors(self.features, self.momentum_decays, self.factor_decays)
+        check_reading(
+            self.features,
+            (*self.momentum_decays, self.second_moment_decay, *self.factor_decays),
+            self.hidden,
+            lr=self.lr,
+            gradient_clip=self.gradient_clip,
+            eps=self.eps,
+            output_scale=self.output_scale,
+            vector_factor=self.vector_factor,
+        )
 
-    @property
-    def needs_factors(self) -> bool:
-        """Whether a feature reads the factored second moments; if none does, they are not kept."""
-        return not USES_FACTORS.isdisjoint(self.features)
-
-
-def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{field} is {value!r}, expected {' or '.join(map(repr, choices))}")
-
-
-def check_features(features: Sequence[str]) -> None:
-    """Refuse names that are no features, duplicates, and an empty list."""
-    for i, feature in enumerate(features):
-        if feature not in FEATURES:
-            raise ValueError(
-                f"there is no feature {feature!r}{closest(feature, list(FEATURES))}; expected {FEATURES}"
-            )
-        if feature in features[:i]:
-            raise ValueError(f"the feature {feature!r} is listed twice; name each once")
-    if all(feature in ("row", "column", "inverse_root_row", "inverse_root_column") for feature in features):
-        raise ValueError(
-            f"features are {tuple(features)}, expected at least one with a value for each weight"
+    def reading(self) -> Reading:
+        """What the rule reads."""
+        return Reading(
+            features=self.features,
+            use_time=self.use_time,
+            momentum_decays=self.momentum_decays,
+            second_moment_decay=self.second_moment_decay,
+            factor_decays=self.factor_decays,
+            keep_second_moment=True,
+            gradient_clip=self.gradient_clip,
+            over=self.normalise_over,
         )
 
 
-class LearnedRule(UpdateRule, abc.ABC):
+class LearnedRule(FeatureRule, abc.ABC):
     r"""A rule that corrects a base direction by a learned function of features.
 
     .. math::
@@ -136,21 +117,7 @@ class LearnedRule(UpdateRule, abc.ABC):
     def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
         """See :class:`UpdateRule`."""
         config = self.config
-        factors = config.factor_decays if config.needs_factors else ()
-        self.accumulators = Accumulators(
-            momentum_decays=config.momentum_decays,
-            second_moment_decay=config.second_moment_decay,
-            factor_decays=factors,
-        )
-        self.first = FeatureLinear(
-            config.features,
-            config.hidden[0],
-            len(config.momentum_decays),
-            len(factors),
-            config.use_time,
-            generator,
-            over=config.normalise_over,
-        )
+        self.build(config.reading(), config.hidden[0], generator)
         self.beta = nn.Parameter(torch.tensor(config.correction)) if config.base == "adam" else None
         self.step_size = StepSize(
             config.lr,
@@ -165,49 +132,11 @@ class LearnedRule(UpdateRule, abc.ABC):
     def reset_body(self, generator: torch.Generator, space: WeightSpace | None) -> None:
         """Make the layers after the first."""
 
-    @abc.abstractmethod
-    def body(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
-        """The layers after the first.
-
-        Args:
-            first: The first layer's output for each tensor, ``(hidden[0], n)``, before the activation.
-            space: Their weight space.
-
-        Returns:
-            For each tensor ``(n,)``.
-        """
-
-    def init(self, space: WeightSpace, params: Tensors) -> State:
-        """Running means of zero."""
-        return {"tensors": self.accumulators.init(Layout.of(space, tuple(params)), params), "shared": {}}
-
-    def update(
-        self,
-        params: Tensors,
-        grads: Tensors,
-        state: State,
-        *,
-        space: WeightSpace,
-        step: Tensor,
-        loss: Tensor | None = None,
-        total_steps: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], State]:
-        """See :class:`UpdateRule`."""
-        layout = Layout.of(space, tuple(params))
-        clip = self.config.gradient_clip
-        gradient = torch.clamp(layout.flatten(grads), -clip, clip)
-        means = self.accumulators.update(layout, gradient, state["tensors"])
-        time = time_features(step, gradient.dtype)
-        inputs = Inputs(layout.flatten(params), gradient, means)
-        corrections = self.body(self.first(inputs, time), space)
-        updates = self._finish(corrections, means, self.step_size(time))
-        return updates, {"tensors": means.state(), "shared": {}}
-
-    def _finish(self, corrections: list[Tensor], means: Accumulated, step_sizes: Tensor) -> dict[str, Tensor]:
+    def finish(self, outputs: list[Tensor], means: Accumulated, time: Tensor) -> dict[str, Tensor]:
         """Updates in stored shapes: minus the step size times the direction."""
-        layout, updates, scales = means.layout, {}, (-step_sizes).unbind()
-        bases = self._adam(means) if self.config.base == "adam" else [None] * len(corrections)
-        for segment, correction, base in zip(layout.segments, corrections, bases, strict=True):
+        layout, updates, scales = means.layout, {}, (-self.step_size(time)).unbind()
+        bases = self._adam(means) if self.config.base == "adam" else [None] * len(outputs)
+        for segment, correction, base in zip(layout.segments, outputs, bases, strict=True):
             if base is None or self.beta is None:
                 direction = correction if self.config.correction == 1 else self.config.correction * correction
             else:
@@ -228,6 +157,7 @@ class LearnedRule(UpdateRule, abc.ABC):
     def _adam(self, means: Accumulated) -> list[Tensor]:
         config, count = self.config, torch.stack(means.step)
         momenta = means.layout.split(means.momentum[0])
+        assert means.second_moment is not None
         squares = means.layout.split(means.second_moment)
         # m / m_weight * (v / v_weight + eps^2)^(-1/2), with fewer operations on long vectors
         m_weight = bias_correction(config.momentum_decays[0], count, means.momentum.dtype)

@@ -94,7 +94,7 @@ class MLPRule(LearnedRule):
 
     def body(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
         """See :class:`LearnedRule`."""
-        return [torch.cat([self.rest(block) for block in one.blocks()], dim=1).squeeze(0) for one in first]
+        return [one.through(self.rest).squeeze(0) for one in first]
 
     def init(self, space: WeightSpace, params: Tensors) -> State:
         """Running means of zero."""

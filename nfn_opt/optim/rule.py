@@ -44,7 +44,7 @@ class UpdateRule(nn.Module, abc.ABC):
 
     kind: ClassVar[str]
     config_class: ClassVar[type[Any]]
-    coupled: ClassVar[bool] = False
+    coupled: bool = False
     """Whether the update of one tensor depends on others; if not, the rule takes any subset of them."""
 
     config: Any

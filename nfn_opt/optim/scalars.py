@@ -12,17 +12,22 @@ def positive(start: float, offset: Tensor) -> Tensor:
 
 
 def decay(start: float, offset: Tensor) -> Tensor:
-    r"""A learned decay in (0, 1): :math:`1 - d = c e^o / (1 - c + c e^o)` with :math:`c = 1 - \text{start}`.
-
-    The offset adds to the logit of :math:`1 - d`, so that a step moves the time scale by a factor.
+    r"""A learned decay in (0, 1): :math:`1 - d` is the :func:`rate` of ``1 - start``.
 
     Example:
         >>> float(decay(0.9, torch.zeros((), dtype=torch.float64)))
         0.9
     """
-    rate = 1.0 - start
-    scaled = rate * torch.exp(offset)
-    return 1.0 - scaled / (start + scaled)
+    return 1.0 - rate(1.0 - start, offset)
+
+
+def rate(start: float | Tensor, offset: Tensor) -> Tensor:
+    r"""A learned rate in (0, 1): :math:`c e^o / (1 - c + c e^o)` with :math:`c = \text{start}`.
+
+    The offset adds to the logit, so that a step moves the time scale by a factor.
+    """
+    scaled = start * torch.exp(offset)
+    return scaled / (1.0 - start + scaled)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class FastStep:
         """Whether this computes what the rule does, with a result that is finite for finite gradients."""
         if not isinstance(rule, MLPRule):
             return False
-        reference = {"update": MLPRule, "body": MLPRule, "_finish": LearnedRule, "_scaled": LearnedRule}
+        reference = {"update": MLPRule, "body": MLPRule, "finish": LearnedRule, "_scaled": LearnedRule}
         if any(getattr(type(rule), name) is not getattr(cls, name) for name, cls in reference.items()):
             return False
         return _largest_direction(rule) < BOUND

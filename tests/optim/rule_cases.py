@@ -14,6 +14,12 @@ from nfn_opt.weight_space import WeightSpace
 
 FEW = ("gradient", "parameter", "momentum", "scaled_momentum")
 
+
+def seeded(seed: int) -> torch.Generator:
+    """Untrained, a network of its own goes up or down by chance; with the seeds below, down."""
+    return torch.Generator().manual_seed(seed)
+
+
 RULES: dict[str, Callable[[], UpdateRule]] = {
     "sgd": lambda: make_rule("sgd", lr=0.05),
     "sgd momentum": lambda: make_rule("sgd", lr=0.05, momentum=0.9),
@@ -26,6 +32,15 @@ RULES: dict[str, Callable[[], UpdateRule]] = {
     "nfn, one layer": lambda: make_rule("nfn", hidden=(4,), channels=3, features=FEW),
     "celo2 base": lambda: MLPRule(MLPConfig.celo2_base()),
     "celo2": lambda: MLPRule(MLPConfig.celo2()),
+    "small_fc": lambda: make_rule("small_fc", generator=seeded(46)),
+    "small_fc, fixed decays": lambda: make_rule(
+        "small_fc", learn_decays=False, features=FEW, hidden=(5,), generator=seeded(10)
+    ),
+    "unf": lambda: make_rule("unf", sharing="by_relation", hidden=(6, 5), correction=0.02),
+    "unf, deep sets": lambda: make_rule("unf", last="deep_sets", hidden=(6,), correction=0.02),
+    "unf, pointwise": lambda: make_rule("unf", last="pointwise", use_time=False, correction=0.02),
+    "relational": lambda: make_rule("relational", neighbour_scale=0.5),
+    "relational, alone": lambda: make_rule("relational", neighbours=False),
     "celo2, flat": lambda: MLPRule(dataclasses.replace(MLPConfig.celo2(), orthogonal="flat")),
 }
 

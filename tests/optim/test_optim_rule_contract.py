@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from nfn_opt.optim import UpdateRule
+from nfn_opt.optim.feature_rule import FeatureRule
 from nfn_opt.weight_space import WeightSpace
 from tests.optim.rule_cases import RULES, draw, leaves, run
 
@@ -110,6 +111,8 @@ def test_gradients_reach_every_outer_parameter_and_are_right(
         return torch.stack([(p**2).mean() for p in after.values()]).sum()
 
     outer = list(rule.parameters())
+    for p in outer:  # biases of zero leave the hidden layers of small tensors exactly where ReLU turns
+        p.data += 0.01 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     derivatives = torch.autograd.grad(loss(), outer)
     assert all(d.abs().max() > 0 for d in derivatives)
     along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in outer]
@@ -140,6 +143,23 @@ def test_uncoupled_rules_take_any_subset(rule: UpdateRule, generator: torch.Gene
     whole, _ = run(rule, SPACE, params, gradients)
     part, _ = run(rule, SPACE, _only(params, names), [_only(g, names) for g in gradients])
     torch.testing.assert_close(part, _only(whole, names), rtol=1e-13, atol=0)
+
+
+def test_foreign_tensors_and_states_are_refused(rule: UpdateRule, generator: torch.Generator) -> None:
+    if not isinstance(rule, FeatureRule):
+        return  # the classic rules treat each entry on its own
+    params, grads = draw(generator), draw(generator)
+    state = rule.init(SPACE, params)
+    for key, tensors in {
+        "w": {**params, "w": params["w"].t()},
+        "other": {**params, "other": params["w"]},
+    }.items():
+        with pytest.raises(ValueError, match=key):
+            rule.update(tensors, tensors, state, space=SPACE, step=torch.tensor(0))
+    with pytest.raises(ValueError, match=r"the tensor '\w+' is missing"):
+        rule.update(params, _only(grads, ("w",)), state, space=SPACE, step=torch.tensor(0))
+    with pytest.raises(ValueError, match="made for another network or rule"):
+        rule.update(params, grads, {**state, "tensors": {}}, space=SPACE, step=torch.tensor(0))
 
 
 def _pick(tensors: dict[str, Tensor], i: int) -> dict[str, Tensor]:
