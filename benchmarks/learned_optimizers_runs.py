@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from nfn_opt.meta import Curves, DataSources, SuiteTask, Task, evaluate, suite, tune
 from nfn_opt.meta.families.table import FAMILIES, check_disjoint
@@ -219,8 +220,20 @@ def steps_of(training: Training, options: Options) -> int:
     return max(1, round(suite([training.task])[0].horizon * options.share)) * training.factor
 
 
+@functools.lru_cache(maxsize=64)
+def task_digest(name: str, data: tuple[tuple[str, str], ...]) -> str:
+    """A digest of what a task draws, so that results of another version of it are not taken for its own."""
+    task, generator = build(name, data)[1], torch.Generator().manual_seed(0)
+    drawn = tree_leaves([task.init(generator, 1), task.batch(generator, 1)])
+    digest = hashlib.sha256()
+    for tensor in drawn:
+        digest.update(str(tensor.shape).encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _signature(training: Training, options: Options) -> dict[str, Any]:
     signature = {
+        "task": task_digest(training.task, options.data),
         "steps": steps_of(training, options),
         "seeds": options.seeds,
         "data": [list(pair) for pair in options.data],

@@ -17,6 +17,7 @@ from benchmarks.learned_optimizers_runs import (
     Record,
     Training,
     carry_out,
+    carry_out_all,
     refuse_overlap,
     trained_on,
 )
@@ -44,6 +45,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         benchmark, "step_milliseconds", lambda task, rules: dict.fromkeys([*rules, *runs.OPTIMIZERS], 2.0)
     )
     runs.build.cache_clear()
+    runs.task_digest.cache_clear()
 
 
 @pytest.fixture
@@ -69,6 +71,17 @@ def test_end_to_end_and_again(tmp_path: Path, rules: list[str], monkeypatch: pyt
     assert "| fast | slow | 2 of 2 |" in text
     monkeypatch.setattr(runs, "_train", lambda *_: pytest.fail("was trained again"))
     benchmark.main(arguments)
+
+
+@pytest.mark.slow
+def test_in_other_processes(tmp_path: Path) -> None:
+    trainings = [Training(task="siren-patch", optimizer=kind) for kind in ("sgd", "lion")]
+    options = Options(share=0.002, seeds=1, schedules=("constant",), extend=0)
+    found = dict(carry_out_all(trainings, options, tmp_path, workers=1))
+    assert {training.optimizer: record.losses.shape for training, record in found.items()} == {
+        "sgd": (1, 2),
+        "lion": (1, 2),
+    }
 
 
 def test_what_changed_is_trained_again(tmp_path: Path, rules: list[str]) -> None:
