@@ -13,6 +13,7 @@ from nfn_opt.optim.rule import State, UpdateRule, make_rule, register_rule
 from nfn_opt.optim.shell import LearnedOptimizer
 from nfn_opt.optim.shell_groups import parameter_groups, resolve_rule
 from nfn_opt.optim.small_fc import SmallFCConfig, SmallFCRule
+from nfn_opt.optim.spectral import SpectralConfig, SpectralRule
 from nfn_opt.optim.storage import load_rule, rule_metadata, save_rule
 from nfn_opt.optim.unf import UNFConfig, UNFRule
 
@@ -40,6 +41,8 @@ __all__ = [
     "ScheduledConfig",
     "SmallFCConfig",
     "SmallFCRule",
+    "SpectralConfig",
+    "SpectralRule",
     "State",
     "UNFConfig",
     "UNFRule",

@@ -30,6 +30,7 @@ RULES: dict[str, Callable[[], UpdateRule]] = {
     "mlp, normalised": lambda: make_rule("mlp", normalise_output=True, use_time=False),
     "nfn": lambda: make_rule("nfn"),
     "nfn, one layer": lambda: make_rule("nfn", hidden=(4,), channels=3, features=FEW),
+    "spectral": lambda: make_rule("spectral"),
     "celo2 base": lambda: MLPRule(MLPConfig.celo2_base()),
     "celo2": lambda: MLPRule(MLPConfig.celo2()),
     "small_fc": lambda: make_rule("small_fc", generator=seeded(46)),
@@ -74,8 +75,10 @@ def run(
     """Parameters and state after one update for each gradient."""
     state = rule.init(space, params) if state is None else state
     for t, grads in enumerate(gradients):
-        step, loss = torch.tensor(start + t), torch.tensor(1.0, dtype=torch.float64)
-        updates, state = rule.update(params, grads, state, space=space, step=step, loss=loss)
+        options = {"loss": torch.tensor(1.0, dtype=torch.float64), "total_steps": torch.tensor(100)}
+        updates, state = rule.update(
+            params, grads, state, space=space, step=torch.tensor(start + t), **options
+        )
         params = {name: params[name] + updates[name] for name in params}
     return params, state
 

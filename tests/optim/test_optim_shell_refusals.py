@@ -68,11 +68,11 @@ def test_mixed_dtypes(rule: UpdateRule) -> None:
         for d in (torch.float64, torch.bfloat16, torch.float32)
     ]
     optimizer = LearnedOptimizer(params, rule)
-    for _ in range(3):
+    for _ in range(40):
         for p in params:
             p.grad = torch.full_like(p, 0.1)
         optimizer.step()
-    assert all((p < 0.0099).all() for p in params)
+    assert all((p < 0.01).all() for p in params)
     floating = [[x.dtype for x in leaves(optimizer.state[p]) if x.is_floating_point()] for p in params]
     assert all(dtype.itemsize >= 4 for dtypes in floating for dtype in dtypes)
 

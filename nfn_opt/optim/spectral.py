@@ -1,0 +1,180 @@
+"""The spectral rule: a learned direction for every weight, made orthogonal, with step sizes that need no tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nfn_opt.optim.accumulators import Accumulators
+from nfn_opt.optim.features import EPS, FEATURES, Inputs, time_features
+from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
+from nfn_opt.optim.layout import Layout
+from nfn_opt.optim.learned import check_features
+from nfn_opt.optim.normalise import inverse_rms
+from nfn_opt.optim.orthogonal import orthogonalise
+from nfn_opt.optim.pointwise import PointwiseMLP
+from nfn_opt.optim.rule import State, Tensors, UpdateRule, register_rule
+from nfn_opt.optim.spectral_step import Agreement, StepControl, agreement, initial_size
+from nfn_opt.weight_space import WeightSpace
+
+AGREEMENT_RATE = 0.1
+"""Rate of the running mean of cosines."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectralConfig:
+    """Options of :class:`SpectralRule`: what it is before any meta-training.
+
+    Attributes:
+        lr: Root mean square of one update of a matrix whose entries have a root mean square of 0.06 at the start,
+            at the peak of the schedule.
+        vector_lr: The same for tensors with fewer than two axes.
+        warmup: Share of the training over which the step size rises, where its length is known.
+        width_exponent: Power of the fan-in that the step size falls with.
+        size_exponent: Power of the root mean square of the tensor at its start that it grows with.
+        features: Names of the features, see :mod:`nfn_opt.optim.features`.
+        hidden: Widths of the hidden layers that every weight goes through on its own.
+        control: Width of the network that sets the step size of each tensor.
+        correction: Scale of the initial weights of the last layer, beside the momentum that the rule starts as.
+        momentum_decays: Decays of the momenta.
+        second_moment_decay: Decay of the second moment.
+        factor_decays: Decays of the factored second moments.
+        gradient_clip: Entries of the gradient are first cut to this absolute value.
+    """
+
+    lr: float = 4e-3
+    vector_lr: float = 4e-3
+    warmup: float = 0.05
+    width_exponent: float = 0.0
+    size_exponent: float = 1.0
+    features: tuple[str, ...] = FEATURES
+    hidden: tuple[int, ...] = (8, 8)
+    control: int = 8
+    correction: float = 0.1
+    momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    second_moment_decay: float = 0.95
+    factor_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    gradient_clip: float = 1000.0
+
+    def __post_init__(self) -> None:
+        for field in ("features", "hidden", "momentum_decays", "factor_decays"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        check_features(self.features)
+        for feature in ("gradient", "momentum"):
+            if feature not in self.features:
+                raise ValueError(f"features are {self.features}, expected {feature!r} among them")
+        for field in ("lr", "vector_lr", "correction", "gradient_clip"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, expected a positive number")
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup!r}, expected a share between 0 and 1")
+
+
+@register_rule
+class SpectralRule(UpdateRule):
+    r"""A learned direction of every weight, orthogonal for matrices, times a learned step size of every tensor.
+
+    .. math::
+        d = w \cdot \hat x + f_\theta(\hat x) \qquad
+        u = -\alpha_i(t) \cdot \begin{cases}
+            \sqrt{\max(m, n)} \, \mathrm{orthogonalise}(d) & \text{matrices, } m \times n \\
+            d / \mathrm{rms}(d) & \text{vectors} \end{cases}
+
+    Here :math:`\hat x` are the normalised features of the weight (:mod:`nfn_opt.optim.features`), :math:`f` the
+    small MLP of Celo2 (arXiv:2602.19142), :math:`w` a linear map beside it, and :math:`\alpha_i` the step size
+    (:class:`~nfn_opt.optim.spectral_step.StepControl`), which is the root mean square of the update. A tensor of
+    more than two axes is a matrix of its first axis and all others.
+
+    Unlike Celo2 it sets its own step size: relative to the size of each tensor, by the share of the training done,
+    and by how gradients agree. It needs no learning rate and reads no loss. Before any meta-training it is close
+    to Muon with a linear schedule. It commutes with every permutation of every axis, its outer parameters fit every
+    network, and it treats each tensor on its own.
+
+    Example:
+        >>> rule, p = SpectralRule(), {"w": torch.ones(2, 3)}
+        >>> space = WeightSpace.independent(p)
+        >>> updates, _ = rule.update(p, p, rule.init(space, p), space=space, step=torch.tensor(0))
+        >>> updates["w"].shape
+        torch.Size([2, 3])
+    """
+
+    kind: ClassVar[str] = "spectral"
+    config_class: ClassVar[type[Any]] = SpectralConfig
+    config: SpectralConfig
+
+    def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
+        """See :class:`UpdateRule`."""
+        config = self.config
+        self.accumulators = Accumulators(
+            momentum_decays=config.momentum_decays,
+            second_moment_decay=config.second_moment_decay,
+            factor_decays=config.factor_decays,
+        )
+        momenta, factors = len(config.momentum_decays), len(config.factor_decays)
+        # The last output is the linear map w beside the MLP.
+        self.first = FeatureLinear(config.features, config.hidden[0] + 1, momenta, factors, False, generator)
+        with torch.no_grad():
+            self.first.weight[-1] = 0.0
+            self.first.weight[-1, self.first.columns["gradient"][0]] = 0.3
+            self.first.weight[-1, self.first.columns["momentum"][0]] = 1.0
+        self.rest = PointwiseMLP((*config.hidden, 1), config.correction, generator)
+        self.control = StepControl(
+            start=(config.lr, config.vector_lr),
+            warmup=config.warmup,
+            width_exponent=config.width_exponent,
+            size_exponent=config.size_exponent,
+            momenta=momenta,
+            hidden=config.control,
+            generator=generator,
+        )
+
+    def init(self, space: WeightSpace, params: Tensors) -> State:
+        """Running means of zero, and the size of each tensor."""
+        states = self.accumulators.init(Layout.of(space, tuple(params)), params)
+        for name, p in params.items():
+            states[name]["agreement"] = p.new_zeros(len(self.config.momentum_decays))
+            states[name]["size"] = initial_size(p)
+        return {"tensors": states, "shared": {}}
+
+    def update(
+        self,
+        params: Tensors,
+        grads: Tensors,
+        state: State,
+        *,
+        space: WeightSpace,
+        step: Tensor,
+        loss: Tensor | None = None,
+        total_steps: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], State]:
+        """See :class:`UpdateRule`; the loss is not read."""
+        layout, old = Layout.of(space, tuple(params)), state["tensors"]
+        clip = self.config.gradient_clip
+        parameter, gradient = layout.flatten(params), torch.clamp(layout.flatten(grads), -clip, clip)
+        means = self.accumulators.update(layout, gradient, old)
+        found = agreement(means, gradient, self.config.momentum_decays)
+        before = torch.stack([old[name]["agreement"] for name in params])
+        cosine = torch.lerp(before, found.cosine, AGREEMENT_RATE)
+        size = torch.stack([old[name]["size"] for name in params])
+        agreed = Agreement(cosine, found.ratio)
+        steps = self.control(means, parameter, size, agreed, step, total_steps)
+        first = self.first(Inputs(parameter, gradient, means), time_features(step, gradient.dtype))
+        updates, states = {}, means.state()
+        for i, one in enumerate(first):
+            updates[one.segment.name] = -steps[i] * self._direction(one)
+            states[one.segment.name] |= {"agreement": cosine[i], "size": size[i]}
+        return updates, {"tensors": states, "shared": {}}
+
+    def _direction(self, first: Preactivation) -> Tensor:
+        """The direction of one tensor as stored, with a root mean square of about 1."""
+        values = [self.rest(block[:-1])[0] + block[-1] for block in first.blocks()]
+        direction = torch.cat(values).reshape(first.segment.spec.shape)
+        scaled = direction * inverse_rms(direction.reshape(1, -1), EPS).reshape(())
+        if scaled.dim() < 2:
+            return scaled
+        matrix = scaled.flatten(1)
+        return math.sqrt(max(matrix.shape)) * orthogonalise(matrix).reshape(scaled.shape)

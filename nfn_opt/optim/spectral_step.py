@@ -1,0 +1,185 @@
+r"""The step size of each tensor in the spectral rule: from where training stands, and from how gradients agree.
+
+All that is read of a tensor is free of its units: a network with other units is trained alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nfn_opt.optim.accumulators import Accumulated
+from nfn_opt.optim.first_layer import initial_weight
+
+GAIN = 10.0
+"""Outer parameters that add to a logarithm are multiplied by this, so that noise of 0.01 moves a step by 10 %."""
+
+MILESTONES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+"""Shares of the training around which the schedule can bend."""
+
+UNKNOWN = 0.5
+"""Share of the training that is assumed done all along where its length is not known."""
+
+RISE = 50
+"""Updates over which the step size rises where the length of the training is not known."""
+
+USUAL_SIZE, USUAL_FAN_IN = 0.06, 100
+TINY = 1e-25  # to the power -3/2 it is finite in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    r"""How the gradient agrees with the momenta from before it.
+
+    Attributes:
+        cosine: Cosine of the angle between gradient and each momentum, shape (T, M) for T tensors. Positive:
+            the steps could be longer; near zero: noise; negative: they overshoot.
+        ratio: Logarithm of the norm of each momentum over that of the gradient, shape (T, M).
+    """
+
+    cosine: Tensor
+    ratio: Tensor
+
+
+def agreement(means: Accumulated, gradient: Tensor, decays: Sequence[float]) -> Agreement:
+    """Compare the gradient ``(N,)`` with the momenta into which it was just taken.
+
+    The momenta from before follow from those after: ``m_before = (m - (1 - d) g) / d``.
+    """
+    momentum = means.momentum
+    products = torch.cat([momentum * gradient, momentum * momentum, (gradient * gradient)[None]])
+    sums = torch.stack([part.sum(1) for part in means.layout.split(products)])
+    d = torch.tensor(decays, dtype=sums.dtype, device=sums.device)
+    with_gradient, squares, square = sums.split([len(decays), len(decays), 1], dim=1)
+    cross = (with_gradient - (1 - d) * square) / d
+    before = (squares - 2 * (1 - d) * with_gradient + (1 - d) ** 2 * square) / d**2
+    cosine = cross * torch.rsqrt(before.clamp(min=0) + TINY) * torch.rsqrt(square + TINY)
+    cosine = torch.where(before > 1e-5 * squares, cosine, 0.0)  # what is left there is rounding
+    ratio = 0.5 * (torch.log(squares + TINY) - torch.log(square + TINY))
+    return Agreement(cosine.clamp(-1, 1), ratio.clamp(-6, 2))
+
+
+def fan_in(shape: Sequence[int]) -> int:
+    """Number of inputs of each output, by the shape of a weight as stored; a usual one for vectors."""
+    return math.prod(shape[1:]) if len(shape) > 1 else USUAL_FAN_IN
+
+
+def root_mean_square(p: Tensor) -> Tensor:
+    """Of all entries, shape ()."""
+    return torch.linalg.vector_norm(p) / max(1, p.numel()) ** 0.5
+
+
+def initial_size(p: Tensor) -> Tensor:
+    """Root mean square of a tensor at its start, shape (); that of a usual initialisation if it is zero."""
+    usual = 0.5 * fan_in(p.shape) ** -0.5
+    found = root_mean_square(p)
+    return torch.where(found > 1e-3 * usual, found, usual)
+
+
+class StepControl(nn.Module):
+    r"""The root mean square that the update of each tensor has.
+
+    .. math::
+        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, e^{c(z_i)} \, h_k(t / T)
+
+    with the kind :math:`k` of tensor (two or more axes, or fewer), the root mean square :math:`s_i` of the tensor at
+    its start, its fan-in :math:`f_i`, and a small network :math:`c` of the agreement between gradient and momenta,
+    of :math:`s_i`, of the growth of the tensor since, of :math:`k` and of the time. The schedule is
+
+    .. math:: h_k(\tau) = \min(1, \tau / w) \, (1 - \tau)^{\rho_k} \, \exp \sum_j \eta_{kj} \tanh(10 (\tau - \tau_j))
+
+    Where the length :math:`T` of the training is not known, :math:`\tau` is one half and the step size rises over
+    the first 50 updates.
+
+    Args:
+        start: Initial :math:`\alpha_k`, of matrices and of vectors.
+        warmup: Initial :math:`w`.
+        width_exponent: Initial :math:`\gamma_k`.
+        size_exponent: Initial :math:`\beta_k`.
+        momenta: Number of momenta.
+        hidden: Width of the hidden layer of :math:`c`.
+        generator: Source of its initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: tuple[float, float],
+        warmup: float,
+        width_exponent: float,
+        size_exponent: float,
+        momenta: int,
+        hidden: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.start, self.warmup_start = start, warmup
+        self.log_lr = nn.Parameter(torch.zeros(2))
+        self.width = nn.Parameter(torch.full((2,), width_exponent / GAIN))
+        self.size = nn.Parameter(torch.full((2,), size_exponent / GAIN))
+        self.decay = nn.Parameter(torch.zeros(2))
+        self.warmup = nn.Parameter(torch.zeros(()))
+        self.schedule = nn.Parameter(torch.zeros(2, len(MILESTONES)))
+        self.weight = initial_weight(hidden, 2 * momenta + 3 + len(MILESTONES), generator)
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.out = nn.Parameter(initial_weight(1, hidden, generator, 0.01).detach()[0])
+
+    def forward(
+        self,
+        means: Accumulated,
+        parameter: Tensor,
+        initial: Tensor,
+        found: Agreement,
+        step: Tensor,
+        total_steps: Tensor | None,
+    ) -> Tensor:
+        """Step sizes, shape (T,).
+
+        Args:
+            means: The running means of T tensors.
+            parameter: The tensors, flat, shape (N,).
+            initial: Their root mean squares at the start, shape (T,).
+            found: How gradient and momenta agree.
+            step: Number of updates made, shape ().
+            total_steps: Number of updates of the training, shape (), where known.
+        """
+        layout, segments = means.layout, means.layout.segments
+        kinds = torch.tensor([segment.kind for segment in segments], device=parameter.device)
+        widths = parameter.new_tensor(
+            [math.log(fan_in(segment.spec.shape) / USUAL_FAN_IN) for segment in segments]
+        )
+        now = torch.stack([root_mean_square(p) for p in layout.split(parameter)])
+        growth = (torch.log(now + TINY) - torch.log(initial)).clamp(-2, 4)
+        size = torch.log(initial / USUAL_SIZE)
+        progress, rise = self._time(step, total_steps, parameter.dtype)
+        bends = torch.tanh(10 * (progress - parameter.new_tensor(MILESTONES)))
+        known = torch.stack([kinds.to(size), 0.3 * size, growth], dim=1)
+        z = torch.cat([found.cosine, 0.3 * found.ratio, known, bends.expand(len(segments), -1)], dim=1)
+        shared = self._schedule(progress, bends)
+        own = self.size[kinds] * size - self.width[kinds] * widths
+        return rise * torch.exp(shared[kinds] + GAIN * own + self._control(z))
+
+    def _time(self, step: Tensor, total_steps: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Share of the training done, and the rise of the step size at its beginning."""
+        t = step.to(dtype)
+        if total_steps is None:
+            return torch.full_like(t, UNKNOWN), torch.clamp((t + 1) / RISE, max=1)
+        total = total_steps.to(dtype).clamp(min=1)
+        updates = (self.warmup_start * torch.exp(GAIN * self.warmup) * total).clamp(min=1)
+        return (t / total).clamp(max=1), torch.clamp((t + 1) / updates, max=1)
+
+    def _schedule(self, progress: Tensor, bends: Tensor) -> Tensor:
+        """Logarithm of the step size of each kind, shape (2,)."""
+        start = torch.log(torch.tensor(self.start, dtype=progress.dtype, device=progress.device))
+        fall = torch.exp(GAIN * self.decay) * torch.log((1 - progress).clamp(min=1e-3))
+        return start + fall + GAIN * (self.log_lr + self.schedule @ bends / len(MILESTONES))
+
+    def _control(self, z: Tensor) -> Tensor:
+        """Logarithm of the factor that each tensor gets for itself, within 2 of 0."""
+        hidden = torch.relu(F.linear(z, self.weight, self.bias))
+        return 2 * torch.tanh(GAIN * (hidden @ self.out) / 2)
