@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nfn_opt.optim.accumulators import Accumulators
+from nfn_opt.optim.feature_rule import check_features
 from nfn_opt.optim.features import EPS, FEATURES, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
 from nfn_opt.optim.layout import Layout
-from nfn_opt.optim.learned import check_features
 from nfn_opt.optim.normalise import inverse_rms
 from nfn_opt.optim.orthogonal import orthogonalise
 from nfn_opt.optim.pointwise import PointwiseMLP
