@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import warnings
@@ -53,8 +54,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             schedule over the whole training need it. It is no part of the state: a training that goes on
             may be given another.
         maximize: Whether the loss is to grow.
-        compiled: Whether the rule's update runs under :func:`torch.compile`, which takes a minute at the first
-            step and is faster from then on for many rules.
         on_nonfinite: What to do if a gradient or update is NaN or infinite: ``"raise"``
             :class:`FloatingPointError`, or ``"skip"`` the whole step with a warning. Both name the
             parameters, and leave weights and state as they were.
@@ -91,13 +90,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         total_steps: int | None = None,
         maximize: bool = False,
-        compiled: bool = False,
         on_nonfinite: Literal["raise", "skip"] = "raise",
         **options: Any,
     ) -> None:
         check_options(options, space=space, total_steps=total_steps, on_nonfinite=on_nonfinite)
         self._engines: dict[str, Engine] = {}
-        self._compiled = compiled
         self._given = rule if isinstance(rule, UpdateRule) else None
         self._default = self._engine_key(rule)
         self._space = space
@@ -164,13 +161,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with contextlib.ExitStack() as stack:
+            for device in {p.device.type for group in self.param_groups for p in group["params"]}:
+                if torch.amp.is_autocast_available(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            self._step_once(loss)
+        return loss
+
+    @torch._disable_dynamo  # in a compiled training step this runs as it is, piece by piece and in place
+    def _step_once(self, loss: Any) -> None:
+        """One update from the gradients that there are."""
         found = [entry for entry in self._entries() if entry.param.numel() > 0]
         with_gradient = [entry for entry in found if entry.param.grad is not None]
         if not with_gradient:
-            return loss
+            return
         grads = gradients(with_gradient, negative=self._maximize)
         if self._refuse("gradient", with_gradient, not_finite(grads)):
-            return loss
+            return
         told = -loss if self._maximize and loss is not None else loss
         now = Now(self.space, self._step, told, self._total_steps)
         divided = {
@@ -180,14 +187,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         results = {key: self._compute(key, slow, found, grads, now) for key, (slow, _) in divided.items()}
         updates = {key: update for result in results.values() for key, update in result.updates.items()}
         if self._refuse("update", with_gradient, not_finite(updates)):
-            return loss
+            return
         for key, (slow, fast) in divided.items():
             self.state.update(self._engines[key].apply_fast(fast, grads, self.state, now))
             for entry in slow:
                 entry.apply(updates[entry.key])
                 self.state[entry.param] = results[key].states[entry.key]
         self.state[SHARED] = {"step": self._step + 1, **self._shared_after(results)}  # type: ignore[index]
-        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`torch.optim.Optimizer.state_dict`, with descriptions of the rules.
@@ -254,7 +260,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         message = f"the {what} of {names} is NaN or infinite; weights and optimizer state are unchanged"
         if self._on_nonfinite == "raise":
             raise FloatingPointError(f"{message}; pass on_nonfinite='skip' to skip such steps")
-        warnings.warn(f"step skipped: {message}", RuntimeWarning, stacklevel=5)
+        warnings.warn(f"step skipped: {message}", RuntimeWarning, stacklevel=8)
         return True
 
     def _compute(
@@ -290,7 +296,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         resolved = resolve_rule(rule)
         key = shell_state.rule_key(resolved)
         if key not in self._engines:
-            self._engines[key] = Engine(resolved, compiled=self._compiled)
+            self._engines[key] = Engine(resolved)
         return key
 
     @property
@@ -306,7 +312,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.state[SHARED] = {key: value.clone() for key, value in loaded[SHARED].items()}  # type: ignore[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_compiled", "_default", "_maximize", "_on_nonfinite", "_space", "_total_steps")
+        kept = ("_default", "_maximize", "_on_nonfinite", "_space", "_total_steps")
         own = {name: getattr(self, name) for name in kept}
         engines = {key: engine.fresh() for key, engine in self._engines.items()}
         return {**super().__getstate__(), **own, "_engines": engines, "_independent": None, "_given": None}

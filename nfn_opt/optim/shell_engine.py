@@ -67,20 +67,17 @@ class Engine:
 
     Args:
         rule: The rule.
-        compiled: Whether the rule's update runs under :func:`torch.compile`; the fast step is then not used.
     """
 
-    def __init__(self, rule: UpdateRule, *, compiled: bool = False) -> None:
+    def __init__(self, rule: UpdateRule) -> None:
         self.rule = copy.deepcopy(rule).requires_grad_(False)
-        self.compiled = compiled
         self._copies: dict[Where, UpdateRule] = {}
         self._fast: dict[Where, FastStep | None] = {}
         self._scratch = Scratch()
-        self._update: Any = None
 
     def fresh(self) -> Engine:
         """The same with nothing but the rule, for copying and pickling."""
-        return Engine(self.rule, compiled=self.compiled)
+        return Engine(self.rule)
 
     def rule_for(self, where: Where) -> UpdateRule:
         """The rule on a device, in a dtype."""
@@ -98,7 +95,7 @@ class Engine:
         """
         with_gradient = [entry for entry in own if entry.key in grads]
         fast: list[Entry] = []
-        if self.compiled or self.rule.coupled or torch.compiler.is_compiling():
+        if self.rule.coupled:
             return with_gradient, []
         for entry in with_gradient:
             step = self._fast_step(_where(entry))
@@ -139,7 +136,7 @@ class Engine:
                 for key, p in params.items()
             }
             state = self._gather(params, states, shared, where, now.space)
-            updates, state = self._rule_update(where)(params, flowing, state, **now.at(where))
+            updates, state = self.rule_for(where).update(params, flowing, state, **now.at(where))
             result.updates.update({key: value for key, value in updates.items() if key in keys})
             result.states.update({key: value for key, value in state["tensors"].items() if key in keys})
             result.shared = result.shared or state["shared"]
@@ -181,14 +178,6 @@ class Engine:
             known = FastStep.supports(self.rule)
             self._fast[where] = FastStep(self.rule_for(where), where, self._scratch) if known else None
         return self._fast[where]
-
-    def _rule_update(self, where: Where) -> Any:
-        update = self.rule_for(where).update
-        if not self.compiled:
-            return update
-        if self._update is None:
-            self._update = torch.compile(lambda rule, *args, **kwargs: rule(*args, **kwargs), dynamic=False)
-        return lambda *args, **kwargs: self._update(self.rule_for(where), *args, **kwargs)
 
     def _buckets(self, own: Sequence[Entry], every: Sequence[Entry]) -> dict[Where, list[Entry]]:
         """The parameters that are updated together, by device and dtype.

@@ -27,7 +27,6 @@ INSTEAD = {
     "betas": "the rule brings its own decays; leave them out, or make a rule with others by make_rule",
     "momentum": "the rule brings its own decays; leave it out, or make a rule with others by make_rule",
     "eps": "the rule brings its own; leave it out",
-    "compile": "it is called compiled here",
 }
 
 
