@@ -11,6 +11,9 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch._compile import (
+    _disable_dynamo,
+)  # as torch.optim has it: torch.compiler.disable imports the compiler
 from torch.optim.optimizer import ParamsT
 
 from nfn_opt.optim import shell_state
@@ -168,7 +171,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._step_once(loss)
         return loss
 
-    @torch._disable_dynamo  # in a compiled training step this runs as it is, piece by piece and in place
+    @_disable_dynamo  # in a compiled training step this runs as it is, piece by piece and in place
     def _step_once(self, loss: Any) -> None:
         """One update from the gradients that there are."""
         found = [entry for entry in self._entries() if entry.param.numel() > 0]

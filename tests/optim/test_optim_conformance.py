@@ -276,9 +276,10 @@ def test_lr_as_a_tensor(rule: UpdateRule, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable", "amsgrad"])
 def test_options_of_torch(mlp: UpdateRule, option: str) -> None:
-    LearnedOptimizer(make_model().parameters(), mlp, **{option: False})
+    asked: dict[str, Any] = {option: False}
+    LearnedOptimizer(make_model().parameters(), mlp, **asked)
     with pytest.raises(NotImplementedError, match=f"does not support {option}=True"):
-        LearnedOptimizer(make_model().parameters(), mlp, **{option: True})
+        LearnedOptimizer(make_model().parameters(), mlp, **{**asked, option: True})
 
 
 @pytest.mark.parametrize(

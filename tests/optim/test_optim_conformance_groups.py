@@ -49,11 +49,11 @@ def test_default_rule() -> None:
 def test_each_group_has_its_rule(rule: UpdateRule, space: bool, generator: torch.Generator) -> None:
     """Vectors are updated as by ``torch.optim.Adam``; matrices as if the vectors were not to be trained."""
     model, matrices, vectors = (make_model(torch.float64) for _ in range(3))
-    spaces = {"space": WeightSpace.from_module(model, DATA.double())} if space else {}
+    given = WeightSpace.from_module(model, DATA.double()) if space else None
     adam = make_rule("adam", lr=0.01)
     optimizers: list[torch.optim.Optimizer] = [
-        LearnedOptimizer(_groups(model, {"rule": adam}), rule, **spaces),
-        LearnedOptimizer(_groups(matrices, {"lr": 0.0}), rule, **spaces),
+        LearnedOptimizer(_groups(model, {"rule": adam}), rule, space=given),
+        LearnedOptimizer(_groups(matrices, {"lr": 0.0}), rule, space=given),
         torch.optim.Adam(vectors.parameters(), lr=0.01),
     ]
     for _ in range(3):
