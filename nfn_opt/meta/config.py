@@ -131,7 +131,7 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     """
     found = []
     for key in sorted(stored.keys() | now.keys()):
-        before, after = stored.get(key), now.get(key)
+        before, after = (_numbered(record.get(key)) for record in (stored, now))
         if not prefix and key in FREE_TO_CHANGE:
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -139,6 +139,13 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         elif before != after:
             found.append(f"{prefix}{key} was {before!r}, now {after!r}")
     return found
+
+
+def _numbered(value: Any) -> Any:
+    """A list of records as a record, so that differences name what is in it."""
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return {str(number): item for number, item in enumerate(value)}
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -83,6 +83,7 @@ def _draw_evaluations(ax: Axes, evaluations: Mapping[str, Points], adam: Mapping
         ax.axhline(1.0, color=ADAM, linestyle="--", linewidth=1)
     _log_scale(ax)
     ax.set(xlabel="outer step", title="Held-out tasks")
+    ax.set_xlim(left=0)
     ax.set_ylabel("final loss / tuned Adam's" if adam else "final loss")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if ax.get_legend_handles_labels()[0]:

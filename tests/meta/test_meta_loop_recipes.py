@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from nfn_opt.meta import (
     available_recipes,
     load_recipe,
 )
+from nfn_opt.meta.config import differences
 from nfn_opt.meta.estimator_choice import make_estimator
 from nfn_opt.meta.records import from_record
 from nfn_opt.optim import make_rule
@@ -35,6 +37,21 @@ def test_shipped_recipes_make_their_rule_and_estimator(name: str) -> None:
     for family in config.families:
         make_estimator(config, family)
     make_rule(config.rule, **config.rule_options)
+
+
+def test_the_recipe_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "meta_training.md").read_text()
+    found = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    (tmp_path / "doc.toml").write_text(found[1])
+    config = load_recipe(tmp_path / "doc.toml", out=tmp_path)
+    assert [family.instances for family in config.families] == [6, 2]
+    assert [family.name for family in config.evaluation_families] == ["cnn"]
+
+
+def test_differences_are_named_in_families(tmp_path: Path) -> None:
+    one, two = (MetaTrainConfig(out=tmp_path, families=(FamilyConfig(instances=n),)).record() for n in (1, 2))
+    assert differences(one, two) == ["families.0.instances was 1, now 2"]
 
 
 def test_a_record_gives_the_configuration_back(tmp_path: Path) -> None:
