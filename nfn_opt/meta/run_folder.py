@@ -96,6 +96,10 @@ class RunFolder:
         kept = (path for path in (self.checkpoint, self.previous) if path.exists() and _good(path))
         return next(kept, None)
 
+    def why_diverged(self) -> str | None:
+        """Why the run was given up, if it was."""
+        return self.diverged.read_text().strip() if self.diverged.exists() else None
+
     def snapshot(self, step: int) -> Path:
         """File of the rule as it was after an outer step."""
         return self.rules / f"step_{step:07d}.safetensors"

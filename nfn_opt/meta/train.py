@@ -89,16 +89,18 @@ def meta_train(
 def _open(run: Run, folder: RunFolder, resume: bool, command: str) -> bool:
     """Claim the folder for a new run, or go back to the run's checkpoint; whether it did the latter."""
     processes, record = run.processes, run.config.record()
-    again = processes.shared(restarted() and folder.checkpoint.exists())
-    if not (resume or again):
-        processes.on_main(lambda: folder.claim(record, command))
-        run.save(folder.checkpoint)
-        return False
-    processes.on_main(lambda: folder.reopen(record))
-    if again and folder.diverged.exists():
-        raise DivergenceError(folder.diverged.read_text().strip())
-    run.load(folder.checkpoint)
-    return True
+    again, saved, diverged = processes.shared(
+        (restarted() and folder.config.exists(), folder.checkpoint.exists(), folder.why_diverged())
+    )
+    if again and diverged:  # the restart would diverge as well
+        raise DivergenceError(diverged)
+    processes.on_main(lambda: folder.reopen(record) if resume or again else folder.claim(record, command))
+    if resume or (again and saved):
+        run.load(folder.checkpoint)
+        processes.on_main(lambda: folder.diverged.unlink(missing_ok=True))
+        return True
+    run.save(folder.checkpoint)
+    return False
 
 
 def _logs(run: Run, folder: RunFolder, resume: bool) -> contextlib.AbstractContextManager[RunLog | None]:

@@ -21,6 +21,7 @@ from nfn_opt.meta import (
     MetaTrainResult,
     OuterConfig,
     Processes,
+    RunFolder,
     TaskConfig,
     evaluate,
     meta_train,
@@ -255,6 +256,16 @@ def test_resuming_a_restarted_run_that_has_diverged(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(DivergenceError, match="up to step 5"):
         meta_train(diverging(tmp_path / "run"))
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    assert meta_train(diverging(tmp_path / "run"), resume=True).finished  # nothing breaks it now
+    assert not (tmp_path / "run" / "diverged.txt").exists()
+
+
+def test_restarted_before_the_first_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = config(tmp_path / "run", families=FAMILIES[:1], outer=OuterConfig(steps=1))
+    RunFolder(small.out).claim(small.record(), "")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert meta_train(small).finished
 
 
 def test_agenda_counts_steps_and_minutes() -> None:
