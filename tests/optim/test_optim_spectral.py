@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nfn_opt.optim import SpectralConfig, SpectralRule, orthogonalise
+from nfn_opt.weight_space import WeightSpace
+
+SHAPES = {"w": (6, 4), "conv": (5, 3, 2, 2), "b": (6,)}
+
+
+def draw(generator: torch.Generator, scale: float = 1.0) -> dict[str, Tensor]:
+    return {
+        name: scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in SHAPES.items()
+    }
+
+
+def updates_of(
+    rule: SpectralRule, params: dict[str, Tensor], grads: list[dict[str, Tensor]], **options: Any
+) -> list[dict[str, Tensor]]:
+    space, found = WeightSpace.independent(params), []
+    state = rule.init(space, params)
+    for t, grad in enumerate(grads):
+        one, state = rule.update(params, grad, state, space=space, step=torch.tensor(t), **options)
+        found.append({name: u.detach() for name, u in one.items()})
+    return found
+
+
+@pytest.fixture
+def rule() -> SpectralRule:
+    return SpectralRule(SpectralConfig(correction=1e-12)).double()
+
+
+def rms(x: Tensor) -> Tensor:
+    return x.detach().square().mean().sqrt()
+
+
+def test_it_starts_as_orthogonal_momentum(rule: SpectralRule, generator: torch.Generator) -> None:
+    params, grads = draw(generator, 0.1), [draw(generator) for _ in range(3)]
+    update = updates_of(rule, params, grads)[-1]
+    for name in SHAPES:
+        momentum = torch.stack([0.9 ** (2 - t) * grads[t][name] for t in range(3)]).sum(0)
+        direction = momentum / rms(momentum) + 0.3 * grads[-1][name] / rms(grads[-1][name])
+        if direction.dim() > 1:
+            direction = orthogonalise(direction.flatten(1)).reshape(direction.shape)
+        expected = -direction / rms(direction)
+        torch.testing.assert_close(update[name] / rms(update[name]), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_it_does_not_depend_on_units(rule: SpectralRule, generator: torch.Generator) -> None:
+    params, grads = draw(generator, 0.1), [draw(generator) for _ in range(4)]
+    plain = updates_of(rule, params, grads, total_steps=torch.tensor(10))
+    units = {"w": 100.0, "conv": 0.01, "b": 10.0}
+    other = updates_of(
+        rule,
+        {name: units[name] * p for name, p in params.items()},
+        [{name: g / units[name] for name, g in grad.items()} for grad in grads],
+        total_steps=torch.tensor(10),
+    )
+    for one, two in zip(plain, other, strict=True):
+        for name, unit in units.items():
+            ratio = two[name] / unit / one[name]
+            # the network that sets step sizes reads the size of tensors, and starts almost constant
+            torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-2, atol=0)
+            assert 0.7 < float(ratio.mean()) < 1.4
+
+
+def test_steps_follow_the_share_of_the_training_done(rule: SpectralRule, generator: torch.Generator) -> None:
+    params, grads = draw(generator, 0.06), [draw(generator)] * 41
+    sizes = [float(rms(one["b"])) for one in updates_of(rule, params, grads, total_steps=torch.tensor(40))]
+    assert sizes[0] < 0.7 * sizes[2]
+    assert 0.3 < sizes[22] / sizes[3] < 0.8
+    assert sizes[40] < 0.01 * sizes[3]
+    endless = [float(rms(one["b"])) for one in updates_of(rule, params, [draw(generator)] * 60)]
+    assert endless[0] < 0.05 * endless[55]
+    assert 0.8 < endless[59] / endless[55] < 1.25
+
+
+def test_the_control_sees_whether_gradients_agree(generator: torch.Generator) -> None:
+    rule = SpectralRule().double()
+    with torch.no_grad():
+        rule.control.weight.zero_()
+        rule.control.weight[0, 0] = 1.0  # the cosine with the first momentum
+        rule.control.out.zero_()
+        rule.control.out[0] = 0.1
+    params, grad = draw(generator, 0.06), draw(generator)
+    turned = [{name: (-1) ** t * g for name, g in grad.items()} for t in range(30)]
+    same = updates_of(rule, params, [grad] * 30)[-1]
+    opposite = updates_of(rule, params, turned)[-1]
+    for name in SHAPES:
+        assert rms(same[name]) > 1.5 * rms(opposite[name])
+
+
+def test_a_tensor_of_zeros_moves(rule: SpectralRule, generator: torch.Generator) -> None:
+    params = {name: torch.zeros_like(p) for name, p in draw(generator).items()}
+    update = updates_of(rule, params, [draw(generator)], total_steps=torch.tensor(1))[0]
+    assert all(float(rms(one)) > 1e-3 for one in update.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"features": ("momentum",)}, "expected 'gradient' among them"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpectralConfig(**options)
