@@ -43,7 +43,8 @@ def kernel(
             values[i] = tensor
         given, spec = pytree.tree_flatten(function(*pytree.tree_unflatten(values, structure)))
         results[:] = [spec]
-        return given
+        # In one layout, so that what one call gives is of the form that the next one takes.
+        return [tensor.contiguous() if isinstance(tensor, Tensor) else tensor for tensor in given]
 
     def tensors_of(values: Sequence[Any]) -> list[Tensor]:
         return [values[i] for i in places]

@@ -101,7 +101,7 @@ GRADIENTS = [
     ("sgd", "estimated", True),
     ("adam", "second order", True),
     ("mlp", "first order", False),
-    ("mlp", "second order", False),
+    pytest.param("mlp", "second order", False, marks=pytest.mark.slow),
     pytest.param("nfn", "second order", True, marks=pytest.mark.slow),
 ]
 
