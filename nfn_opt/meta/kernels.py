@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def kernel(
     backend: str,
 ) -> Kernel:
     """A kernel that computes ``function`` for arguments of one form.
+
+    Without gradient, what it gives for the example is compared with what the function gives.
 
     Args:
         function: Pure function of trees of tensors; may itself differentiate.
@@ -61,8 +64,26 @@ def kernel(
         # Traced with leaves, as the tracer looks at the gradients of its arguments.
         compiled(*(leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tensors_of(leaves)))
     else:
-        compiled = compile_graph(make_fx(flat)(*tensors_of(leaves)))
+        graph = make_fx(flat)(*tensors_of(leaves))
+        compiled = _checked(compile_graph(graph), graph, tensors_of(leaves), backend)
     return lambda values: pytree.tree_unflatten(compiled(*tensors_of(values)), results[0])
+
+
+def _checked(
+    compiled: Callable[..., Any], graph: torch.fx.GraphModule, example: Sequence[Tensor], backend: str
+) -> Callable[..., Any]:
+    """The compiled function, or the graph itself, with a warning, if they differ by more than rounding."""
+    for one, other in zip(compiled(*example), graph(*example), strict=True):
+        largest = torch.nan_to_num(other.double(), 0.0, 0.0, 0.0).abs().max() if other.numel() else 0.0
+        if not torch.allclose(one.double(), other.double(), 1e-3, 1e-3 * float(largest), equal_nan=True):
+            warnings.warn(
+                f"a compiled step gives other numbers than the eager one, a fault of the {backend!r} compiler; this "
+                "step runs uncompiled, which is slower",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+            return graph
+    return compiled
 
 
 def _with_gradient(

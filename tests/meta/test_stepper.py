@@ -159,3 +159,20 @@ def test_estimated_gradients_have_no_derivative(tiny_task: Task, generator: torc
     assert rule.get_parameter("log_lr").grad is not None
     with pytest.raises(NotImplementedError, match="estimates its gradients"):
         unroll(rule, task, params, state, second_order=True, **options)
+
+
+def test_a_wrong_kernel_is_not_used(
+    tiny_task: Task, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(graph: Any, **_: Any) -> Any:
+        return lambda *values: [1.01 * x if x.is_floating_point() else x for x in graph(*values)]
+
+    monkeypatch.setattr(torch, "compile", faulty)
+    rule = make_rule("sgd").double()
+    params = tiny_task.init(generator, 2)
+    state = init_state(rule, tiny_task, params)
+    batch, step = tiny_task.batch(generator, 2), torch.zeros(2, dtype=torch.int64)
+    kernel = InnerStep(rule, tiny_task, compiled=True)
+    with pytest.warns(RuntimeWarning, match="gives other numbers than the eager one"):
+        losses = kernel(params, state, batch, step=step)[2]
+    torch.testing.assert_close(losses, InnerStep(rule, tiny_task)(params, state, batch, step=step)[2])
