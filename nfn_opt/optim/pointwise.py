@@ -37,6 +37,14 @@ class PointwiseMLP(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map ``(widths[0], m)`` to ``(widths[-1], m)``; overwrites what comes in."""
-        for weight, bias in zip(self.weights, self.biases, strict=True):
+        return self.readout(self.before_last(hidden)) if len(self.weights) else hidden
+
+    def before_last(self, hidden: Tensor) -> Tensor:
+        """All layers but the last: from ``(widths[0], m)`` to ``(widths[-2], m)``; overwrites what comes in."""
+        for weight, bias in list(zip(self.weights, self.biases, strict=True))[:-1]:
             hidden = affine(weight, torch.relu_(hidden), bias)
         return hidden
+
+    def readout(self, hidden: Tensor) -> Tensor:
+        """The last layer, from ``(widths[-2], m)`` to ``(widths[-1], m)``; overwrites what comes in."""
+        return affine(self.weights[-1], torch.relu_(hidden), self.biases[-1])

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nfn_opt.layers import RelationLinear
 from nfn_opt.optim.accumulators import Accumulators
+from nfn_opt.optim.equivariant import apply_layer, representative_space
 from nfn_opt.optim.feature_rule import check_features
 from nfn_opt.optim.features import EPS, FEATURES, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
@@ -40,6 +42,9 @@ class SpectralConfig:
         hidden: Widths of the hidden layers that every weight goes through on its own.
         control: Width of the network that sets the step size of each tensor.
         correction: Scale of the initial weights of the last layer, beside the momentum that the rule starts as.
+        neighbours: Whether the hidden channels of a weight also hear those of others, by an equivariant layer whose
+            weights are shared by relation.
+        neighbour_scale: Scale of that layer's initial weights.
         momentum_decays: Decays of the momenta.
         second_moment_decay: Decay of the second moment.
         factor_decays: Decays of the factored second moments.
@@ -55,6 +60,8 @@ class SpectralConfig:
     hidden: tuple[int, ...] = (8, 8)
     control: int = 8
     correction: float = 0.1
+    neighbours: bool = False
+    neighbour_scale: float = 0.1
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
     second_moment_decay: float = 0.95
     factor_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
@@ -92,7 +99,9 @@ class SpectralRule(UpdateRule):
     Unlike Celo2 it sets its own step size: relative to the size of each tensor, by the share of the training done,
     and by how gradients agree. It needs no learning rate and reads no loss. Before any meta-training it is close
     to Muon with a linear schedule. It commutes with every permutation of every axis, its outer parameters fit every
-    network, and it treats each tensor on its own.
+    network, and it treats each tensor on its own, unless its ``neighbours`` are heard: then weights hear the means of
+    their rows, columns and tensor, and the tensors that share neurons with theirs, as in
+    :class:`~nfn_opt.optim.relational.RelationalRule`, and updates commute with permutations of neurons.
 
     Example:
         >>> rule, p = SpectralRule(), {"w": torch.ones(2, 3)}
@@ -122,6 +131,14 @@ class SpectralRule(UpdateRule):
             self.first.weight[-1, self.first.columns["gradient"][0]] = 0.3
             self.first.weight[-1, self.first.columns["momentum"][0]] = 1.0
         self.rest = PointwiseMLP((*config.hidden, 1), config.correction, generator)
+        self.coupled = config.neighbours
+        self.neighbours: RelationLinear | None = None
+        if config.neighbours:
+            width = config.hidden[-1]
+            self.neighbours = RelationLinear(
+                representative_space(), width, width, bias=False, generator=generator, own=False
+            )
+            self.neighbours.weight.data.mul_(config.neighbour_scale)
         self.control = StepControl(
             start=(config.lr, config.vector_lr),
             warmup=config.warmup,
@@ -164,17 +181,26 @@ class SpectralRule(UpdateRule):
         steps = self.control(means, parameter, size, agreed, step, total_steps)
         first = self.first(Inputs(parameter, gradient, means), time_features(step, gradient.dtype))
         updates, states = {}, means.state()
-        for i, one in enumerate(first):
-            updates[one.segment.name] = -steps[i] * self._direction(one)
+        for i, (one, values) in enumerate(zip(first, self._values(first, space), strict=True)):
+            updates[one.segment.name] = -steps[i] * _normalised(values, one.segment.spec.shape)
             states[one.segment.name] |= {"agreement": cosine[i], "size": size[i]}
         return updates, {"tensors": states, "shared": {}}
 
-    def _direction(self, first: Preactivation) -> Tensor:
-        """The direction of one tensor as stored, with a root mean square of about 1."""
-        values = [self.rest(block[:-1])[0] + block[-1] for block in first.blocks()]
-        direction = torch.cat(values).reshape(first.segment.spec.shape)
-        scaled = direction * inverse_rms(direction.reshape(1, -1), EPS).reshape(())
-        if scaled.dim() < 2:
-            return scaled
-        matrix = scaled.flatten(1)
-        return math.sqrt(max(matrix.shape)) * orthogonalise(matrix).reshape(scaled.shape)
+    def _values(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
+        """The direction of each tensor before it is normalised, ``(n,)``."""
+        if self.neighbours is None:
+            return [one.through(lambda x: self.rest(x[:-1]) + x[-1:])[0] for one in first]
+        linear = [one.through(lambda x: x[-1:]) for one in first]
+        hidden = [one.through(lambda x: self.rest.before_last(x[:-1])) for one in first]
+        heard = apply_layer(self.neighbours, first, [torch.relu(z) for z in hidden], space)
+        own = (self.rest.readout(z + other) for z, other in zip(hidden, heard, strict=True))
+        return [(one + beside)[0] for one, beside in zip(own, linear, strict=True)]
+
+
+def _normalised(values: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """Values ``(n,)`` in a shape, with a root mean square of about 1; orthogonal if they are a matrix."""
+    direction = (values * inverse_rms(values.reshape(1, -1), EPS).reshape(())).reshape(shape)
+    if direction.dim() < 2:
+        return direction
+    matrix = direction.flatten(1)
+    return math.sqrt(max(matrix.shape)) * orthogonalise(matrix).reshape(shape)
