@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from nfn_opt.optim import UpdateRule
 from nfn_opt.optim.feature_rule import FeatureRule
@@ -81,6 +83,28 @@ class _Update(torch.nn.Module):
 
     def forward(self, *args: object, **kwargs: object) -> object:
         return self.rule.update(*args, **kwargs)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_traced_with_outer_parameters_for_each_network(rule: UpdateRule, generator: torch.Generator) -> None:
+    """One graph for all steps and values: what a compiled inner step is made of."""
+    params, *gradients = (_only(draw(generator, 2), ("w", "b")) for _ in range(3))
+    space = WeightSpace.independent(_pick(params, 0))
+    theta = {n: torch.stack([p, p + 0.01]) for n, p in rule.named_parameters()}
+    state = vmap(lambda p: rule.init(space, p))(params)
+
+    def update(*arguments: Any) -> Any:
+        def one(th: dict[str, Tensor], p: Any, g: Any, s: Any, step: Tensor) -> Any:
+            return functional_call(rule, th, (p, g, s), {"space": space, "step": step})
+
+        return vmap(one)(*arguments)
+
+    traced = make_fx(update)(theta, params, gradients[0], state, torch.zeros(2, dtype=torch.int64))
+    for t, grads in enumerate(gradients):
+        arguments = (theta, params, grads, state, torch.tensor([t, 7 + t]))
+        expected, got = update(*arguments), traced(*arguments)
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+        state = expected[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
