@@ -170,7 +170,7 @@ def make_rule(
     """Make an update rule by its kind and the fields of its configuration.
 
     Args:
-        kind: ``"sgd"``, ``"adam"``, ``"mlp"``, ``"nfn"``, or what :func:`register_rule` added.
+        kind: One of :func:`registered_kinds`, such as ``"adam"``, ``"mlp"`` or ``"relational"``.
         generator: Source of the initial outer parameters; a fixed seed if ``None``.
         space: Only for a rule whose outer parameters belong to one weight space.
         **config: Fields of the configuration; the others keep their defaults.
