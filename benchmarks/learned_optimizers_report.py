@@ -31,7 +31,7 @@ NAMES = {
 }
 
 STRONG = ("tab:blue", "tab:red", "tab:green", "tab:purple", "tab:brown", "tab:pink")
-PALE = {"sgd": "tan", "adamw": "silver", "nadam": "darkgray", "lion": "lightsteelblue", "muon": "thistle"}
+PALE = {"sgd": "#c8a165", "adamw": "#999999", "nadam": "#6fae7d", "lion": "#7fb3d5", "muon": "#c77dd1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _draw_curve(ax: Axes, record: Record, name: str, color: str | None, clock: f
     if name == BASELINE:
         style: dict[str, Any] = {"color": "black", "linewidth": 1.4, "zorder": 3}
     elif color is None:
-        style = {"color": PALE[name], "linewidth": 1.0, "zorder": 2}
+        style = {"color": PALE[name], "linewidth": 1.1, "zorder": 2, "linestyle": "--"}
     else:
         style = {"color": color, "linewidth": 1.8, "zorder": 4}
     ax.plot(x, curve, label=NAMES.get(name, name), **style)

@@ -8,7 +8,9 @@ of its mean curve. The factor of a rule is the number of steps at which Adam has
 in which the rule reaches that loss, 0 if it never does; by mean curves, and run by run, where each run of a rule is
 compared with Adam's from the same initial parameters and minibatches. Networks train on 80 % of the images, the part
 that `scripts/meta_train.py` takes its inner problems from; validation and test have 10 % each and are used for nothing
-else. Published factors come from the papers' own data, splits and meta-training budget.
+else. SGD with momentum and Muon, each tuned over seven learning rates in the same way, stand beside the rules: how
+hard Adam is to beat depends on the task. Published factors come from the papers' own data, splits and meta-training
+budget.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.learned_optimizers_report import NAMES
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.data import ImageData, load_images
 from nfn_opt.meta import Curves, MLPClassification, Probe, evaluate, tune
 from nfn_opt.meta.run_folder import environment, write_json
 from nfn_opt.meta.scores import Interval, bootstrap
+from nfn_opt.meta.tuning import LEARNING_RATES as TUNED_RATES
 from nfn_opt.optim import load_rule, rule_metadata
 
 LEARNING_RATES = tuple(round(5e-4 * k, 6) for k in range(1, 21))
@@ -100,9 +104,15 @@ class Bench:
         return {"seeds": range(self.protocol.runs), "steps": self.protocol.steps, "probe": probe}
 
     def adam(self) -> tuple[float, Curves]:
+        """Adam, tuned over the learning rates of the protocol."""
+        return self.tuned("adam", self.protocol.learning_rates)
+
+    def tuned(self, kind: str, rates: Sequence[float]) -> tuple[float, Curves]:
         """The learning rate with the lowest validation loss of the mean curve, and its curves."""
-        rates = self.protocol.learning_rates
-        tuned = tune("adam", self.task, learning_rates=rates, schedules=("constant",), **self._options)
+        options = {"momentum": 0.9} if kind == "sgd" else {}
+        tuned = tune(
+            kind, self.task, learning_rates=rates, schedules=("constant",), options=options, **self._options
+        )
         lowest = {setting: unseen(curves)[..., 0].mean(0).min() for setting, curves in tuned.curves.items()}
         best = min(lowest, key=lambda setting: float(np.nan_to_num(lowest[setting], nan=np.inf)))
         return best.lr, tuned.curves[best]
@@ -158,8 +168,8 @@ def factors(
     return factor(test.mean(0), adam.mean(0), every), np.array(each)
 
 
-def row(label: str, curves: Curves, adam: Curves, path: str, every: int) -> dict[str, Any]:
-    """What is told about one rule."""
+def row(label: str, curves: Curves, adam: Curves, origin: str, every: int) -> dict[str, Any]:
+    """What is told about one rule; its origin is the command that meta-trained it."""
     test = unseen(curves)[..., 1]
     mean, each = factors(test, unseen(adam)[..., 1], every)
     interval = bootstrap(_mean, each[None], np.random.default_rng(0))
@@ -171,7 +181,7 @@ def row(label: str, curves: Curves, adam: Curves, path: str, every: int) -> dict
         "best_test_loss": float(np.nanmin(test, axis=1).mean()) if np.isfinite(test).any() else None,
         "final_training_loss": curves.score if np.isfinite(curves.score) else None,
         "failed": int(curves.failed.sum()),
-        "command": str(rule_metadata(path).get("command", "")),
+        "command": origin,
     }
 
 
@@ -236,19 +246,7 @@ def draw(path: Path, found: Mapping[str, Curves], protocol: Protocol) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train with Adam and with every rule, and write the table, the picture and the numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rules", nargs="+", default=[], metavar="LABEL=FILE", help="files of rules")
-    parser.add_argument("--images", default="CIFAR_10", help="a file, a folder or a name known to OpenML")
-    parser.add_argument("--gray", action="store_true", help="gray images")
-    parser.add_argument("--hidden", type=int, default=32, help="width of the hidden layer")
-    parser.add_argument("--steps", type=int, default=2000, help="horizon")
-    parser.add_argument("--quick", action="store_true", help="5 learning rates, 2 runs, a tenth of the steps")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/task_specific_rules"), help="folder to write to"
-    )
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     protocol = Protocol(images=given.images, gray=given.gray, hidden=given.hidden, steps=given.steps)
     if given.quick:
         protocol = dataclasses.replace(
@@ -259,7 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found, rows = {f"Adam, {lr:g}": adam}, []
     for label, path in _labelled(given.rules).items():
         found[label] = bench.rule(path)
-        rows.append(row(label, found[label], adam, path, protocol.every))
+        command = str(rule_metadata(path).get("command", ""))
+        rows.append(row(label, found[label], adam, command, protocol.every))
+        print(json.dumps(rows[-1]), flush=True)
+    for kind in given.beside:
+        rate, curves = bench.tuned(kind, TUNED_RATES[kind])
+        label = f"{NAMES[kind]}, {rate:g}"
+        found[label] = curves
+        rows.append(row(label, curves, adam, "not meta-trained, tuned", protocol.every))
         print(json.dumps(rows[-1]), flush=True)
     text = table(rows, lr, adam, protocol)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -270,7 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(
         given.out / "result.json",
         {
-            "config": {**dataclasses.asdict(protocol), "rules": given.rules, "quick": given.quick},
+            "config": {
+                **dataclasses.asdict(protocol),
+                "rules": given.rules,
+                "beside": given.beside,
+                "quick": given.quick,
+            },
             "environment": {**environment(), "load": os.getloadavg()},
             "seconds": time.perf_counter() - start,
             "rows": rows,
@@ -283,6 +293,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
     )
     print(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rules", nargs="+", default=[], metavar="LABEL=FILE", help="files of rules")
+    parser.add_argument("--images", default="CIFAR_10", help="a file, a folder or a name known to OpenML")
+    parser.add_argument("--gray", action="store_true", help="gray images")
+    parser.add_argument("--hidden", type=int, default=32, help="width of the hidden layer")
+    parser.add_argument("--steps", type=int, default=2000, help="horizon")
+    parser.add_argument(
+        "--beside", nargs="*", choices=list(NAMES), default=["sgd", "muon"], help="tuned optimizers beside"
+    )
+    parser.add_argument("--quick", action="store_true", help="5 learning rates, 2 runs, a tenth of the steps")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/task_specific_rules"), help="folder to write to"
+    )
+    return parser
 
 
 def _labelled(rules: Sequence[str]) -> dict[str, str]:

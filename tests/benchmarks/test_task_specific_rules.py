@@ -48,6 +48,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     result = json.loads((out / "result.json").read_text())
     assert result["metrics"]["quick/factor"] > 1.5
     assert "| quick |" in (out / "task_specific_rules.md").read_text()
+    assert "| Muon, " in (out / "task_specific_rules.md").read_text()
     assert "`train it`" in (out / "task_specific_rules.md").read_text()
     assert (out / "task_specific_rules.png").stat().st_size > 1000
 
