@@ -35,6 +35,7 @@ class SpectralConfig:
         lr: Root mean square of one update of a matrix whose entries have a root mean square of 0.06 at the start,
             at the peak of the schedule.
         vector_lr: The same for tensors with fewer than two axes.
+        rate: How fast the step size of a tensor grows while gradients agree, and falls while they oppose.
         warmup: Share of the training over which the step size rises, where its length is known.
         width_exponent: Power of the fan-in that the step size falls with.
         size_exponent: Power of the root mean square of the tensor at its start that it grows with.
@@ -53,6 +54,7 @@ class SpectralConfig:
 
     lr: float = 4e-3
     vector_lr: float = 4e-3
+    rate: float = 0.03
     warmup: float = 0.05
     width_exponent: float = 0.0
     size_exponent: float = 1.0
@@ -141,6 +143,7 @@ class SpectralRule(UpdateRule):
             self.neighbours.weight.data.mul_(config.neighbour_scale)
         self.control = StepControl(
             start=(config.lr, config.vector_lr),
+            rate=config.rate,
             warmup=config.warmup,
             width_exponent=config.width_exponent,
             size_exponent=config.size_exponent,
@@ -154,7 +157,7 @@ class SpectralRule(UpdateRule):
         states = self.accumulators.init(Layout.of(space, tuple(params)), params)
         for name, p in params.items():
             states[name]["agreement"] = p.new_zeros(len(self.config.momentum_decays))
-            states[name]["size"] = initial_size(p)
+            states[name] |= {"size": initial_size(p), "moved": p.new_zeros(())}
         return {"tensors": states, "shared": {}}
 
     def update(
@@ -178,12 +181,13 @@ class SpectralRule(UpdateRule):
         cosine = torch.lerp(before, found.cosine, AGREEMENT_RATE)
         size = torch.stack([old[name]["size"] for name in params])
         agreed = Agreement(cosine, found.ratio)
-        steps = self.control(means, parameter, size, agreed, step, total_steps)
+        moved = torch.stack([old[name]["moved"] for name in params])
+        steps, moved = self.control(means, parameter, size, agreed, moved, step, total_steps)
         first = self.first(Inputs(parameter, gradient, means), time_features(step, gradient.dtype))
         updates, states = {}, means.state()
         for i, (one, values) in enumerate(zip(first, self._values(first, space), strict=True)):
             updates[one.segment.name] = -steps[i] * _normalised(values, one.segment.spec.shape)
-            states[one.segment.name] |= {"agreement": cosine[i], "size": size[i]}
+            states[one.segment.name] |= {"agreement": cosine[i], "size": size[i], "moved": moved[i]}
         return updates, {"tensors": states, "shared": {}}
 
     def _values(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nfn_opt.optim.accumulators import Accumulated
 from nfn_opt.optim.first_layer import initial_weight
+from nfn_opt.optim.scalars import positive
 
 GAIN = 10.0
 """Outer parameters that add to a logarithm are multiplied by this, so that noise of 0.01 moves a step by 10 %."""
@@ -27,6 +28,12 @@ UNKNOWN = 0.5
 
 RISE = 50
 """Updates over which the step size rises where the length of the training is not known."""
+
+LARGEST_RATE = 0.1
+"""Most that the network moves the logarithm of a step size in one update, beside what the cosine does."""
+
+LOWEST, HIGHEST = -4.0, 2.0
+"""Bounds of how far the logarithm of a step size is moved in all."""
 
 USUAL_SIZE, USUAL_FAN_IN = 0.06, 100
 TINY = 1e-25  # to the power -3/2 it is finite in float32
@@ -85,11 +92,14 @@ class StepControl(nn.Module):
     r"""The root mean square that the update of each tensor has.
 
     .. math::
-        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, e^{c(z_i)} \, h_k(t / T)
+        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, h_k(t / T) \, e^{c(z_i) + l_i(t)}
+        \qquad l_i(t) = l_i(t - 1) + \kappa \, (\bar c_i - \tau) + r(z_i)
 
     with the kind :math:`k` of tensor (two or more axes, or fewer), the root mean square :math:`s_i` of the tensor at
-    its start, its fan-in :math:`f_i`, and a small network :math:`c` of the agreement between gradient and momenta,
-    of :math:`s_i`, of the growth of the tensor since, of :math:`k` and of the time. The schedule is
+    its start, its fan-in :math:`f_i`, and a small network with outputs :math:`c, r` that sees the agreement between
+    gradient and momenta, :math:`s_i`, the growth of the tensor since, :math:`k` and the time. The sum :math:`l_i` finds
+    a step size that nothing known at the start gives: it grows while the mean cosine :math:`\bar c_i` of gradient and
+    first momentum is above :math:`\tau`, and falls while steps overshoot; it stays in [-4, 2]. The schedule is
 
     .. math:: h_k(\tau) = \min(1, \tau / w) \, (1 - \tau)^{\rho_k} \, \exp \sum_j \eta_{kj} \tanh(10 (\tau - \tau_j))
 
@@ -98,6 +108,7 @@ class StepControl(nn.Module):
 
     Args:
         start: Initial :math:`\alpha_k`, of matrices and of vectors.
+        rate: Initial :math:`\kappa`.
         warmup: Initial :math:`w`.
         width_exponent: Initial :math:`\gamma_k`.
         size_exponent: Initial :math:`\beta_k`.
@@ -110,6 +121,7 @@ class StepControl(nn.Module):
         self,
         *,
         start: tuple[float, float],
+        rate: float,
         warmup: float,
         width_exponent: float,
         size_exponent: float,
@@ -118,16 +130,18 @@ class StepControl(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.start, self.warmup_start = start, warmup
+        self.start, self.rate_start, self.warmup_start = start, rate, warmup
         self.log_lr = nn.Parameter(torch.zeros(2))
         self.width = nn.Parameter(torch.full((2,), width_exponent / GAIN))
         self.size = nn.Parameter(torch.full((2,), size_exponent / GAIN))
+        self.rate = nn.Parameter(torch.zeros(()))
+        self.target = nn.Parameter(torch.zeros(()))
         self.decay = nn.Parameter(torch.zeros(2))
         self.warmup = nn.Parameter(torch.zeros(()))
         self.schedule = nn.Parameter(torch.zeros(2, len(MILESTONES)))
         self.weight = initial_weight(hidden, 2 * momenta + 3 + len(MILESTONES), generator)
         self.bias = nn.Parameter(torch.zeros(hidden))
-        self.out = nn.Parameter(initial_weight(1, hidden, generator, 0.01).detach()[0])
+        self.out = initial_weight(2, hidden, generator, 0.01)
 
     def forward(
         self,
@@ -135,16 +149,18 @@ class StepControl(nn.Module):
         parameter: Tensor,
         initial: Tensor,
         found: Agreement,
+        moved: Tensor,
         step: Tensor,
         total_steps: Tensor | None,
-    ) -> Tensor:
-        """Step sizes, shape (T,).
+    ) -> tuple[Tensor, Tensor]:
+        """Step sizes, shape (T,), and :math:`l_i`, shape (T,).
 
         Args:
             means: The running means of T tensors.
             parameter: The tensors, flat, shape (N,).
             initial: Their root mean squares at the start, shape (T,).
             found: How gradient and momenta agree.
+            moved: :math:`l_i` before, shape (T,).
             step: Number of updates made, shape ().
             total_steps: Number of updates of the training, shape (), where known.
         """
@@ -162,7 +178,10 @@ class StepControl(nn.Module):
         z = torch.cat([found.cosine, 0.3 * found.ratio, known, bends.expand(len(segments), -1)], dim=1)
         shared = self._schedule(progress, bends)
         own = self.size[kinds] * size - self.width[kinds] * widths
-        return rise * torch.exp(shared[kinds] + GAIN * own + self._control(z))
+        factor, rate = self._control(z)
+        pull = positive(self.rate_start, GAIN * self.rate) * (found.cosine[:, 0] - self.target)
+        moved = (moved + pull + rate).clamp(LOWEST, HIGHEST)
+        return rise * torch.exp(shared[kinds] + GAIN * own + factor + moved), moved
 
     def _time(self, step: Tensor, total_steps: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Share of the training done, and the rise of the step size at its beginning."""
@@ -179,7 +198,8 @@ class StepControl(nn.Module):
         fall = torch.exp(GAIN * self.decay) * torch.log((1 - progress).clamp(min=1e-3))
         return start + fall + GAIN * (self.log_lr + self.schedule @ bends / len(MILESTONES))
 
-    def _control(self, z: Tensor) -> Tensor:
-        """Logarithm of the factor that each tensor gets for itself, within 2 of 0."""
+    def _control(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What each tensor gets for itself: a logarithm within 2 of 0, and how fast to move on, shape (T,) each."""
         hidden = torch.relu(F.linear(z, self.weight, self.bias))
-        return 2 * torch.tanh(GAIN * (hidden @ self.out) / 2)
+        factor, rate = torch.tanh(GAIN * F.linear(hidden, self.out) / 2).unbind(1)
+        return 2 * factor, LARGEST_RATE * rate

@@ -32,7 +32,7 @@ def updates_of(
 
 @pytest.fixture
 def rule() -> SpectralRule:
-    return SpectralRule(SpectralConfig(correction=1e-12)).double()
+    return SpectralRule(SpectralConfig(correction=1e-12, rate=1e-12)).double()
 
 
 def rms(x: Tensor) -> Tensor:
@@ -86,13 +86,32 @@ def test_the_control_sees_whether_gradients_agree(generator: torch.Generator) ->
         rule.control.weight.zero_()
         rule.control.weight[0, 0] = 1.0  # the cosine with the first momentum
         rule.control.out.zero_()
-        rule.control.out[0] = 0.1
+        rule.control.out[0, 0] = 0.1
     params, grad = draw(generator, 0.06), draw(generator)
     turned = [{name: (-1) ** t * g for name, g in grad.items()} for t in range(30)]
     same = updates_of(rule, params, [grad] * 30)[-1]
     opposite = updates_of(rule, params, turned)[-1]
     for name in SHAPES:
         assert rms(same[name]) > 1.5 * rms(opposite[name])
+
+
+def test_a_step_size_is_found(generator: torch.Generator) -> None:
+    """On a quadratic that is far too steep for the initial step size, or far too flat."""
+    finals = {}
+    for curvature in (0.05, 1000.0):
+        for rate in (1e-9, 0.03):
+            rule = SpectralRule(SpectralConfig(rate=rate)).double().requires_grad_(False)
+            p = {"w": 0.06 * torch.ones(8, 8, dtype=torch.float64)}
+            target = p["w"] + torch.eye(8, dtype=torch.float64) / curvature
+            space = WeightSpace.independent(p)
+            state = rule.init(space, p)
+            for t in range(200):
+                grads = {"w": p["w"] - target}
+                update, state = rule.update(p, grads, state, space=space, step=torch.tensor(t))
+                p = {"w": p["w"] + update["w"]}
+            finals[curvature, rate] = float((p["w"] - target).norm() / (1 / curvature))
+    assert finals[0.05, 0.03] < 0.3 * finals[0.05, 1e-9]
+    assert finals[1000.0, 0.03] < 0.8 * finals[1000.0, 1e-9]
 
 
 def test_a_tensor_of_zeros_moves(rule: SpectralRule, generator: torch.Generator) -> None:
