@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from nfn_opt.optim.shell_parameters import Entry, compute_dtype, not_finite
 from nfn_opt.weight_space import WeightSpace
 
 TensorState = dict[str, Tensor]
+
+TOGETHER = 2**20
+"""Parameters of a rule that takes any subset are given to it in parts of about this many weights."""
 
 SMALL = 8192
 """Parameters with fewer weights in all are left to the rule itself, which then takes fewer operations."""
@@ -129,7 +132,7 @@ class Engine:
         """
         result = Result({}, {}, {})
         keys = {entry.key for entry in own}
-        for where, bucket in self._buckets(own, every).items():
+        for where, bucket in self._buckets(own, every):
             params = {entry.key: entry.param.detach().to(*where) for entry in bucket}
             flowing = {
                 key: grads[key].to(*where) if key in keys else torch.zeros_like(p)
@@ -179,18 +182,23 @@ class Engine:
             self._fast[where] = FastStep(self.rule_for(where), where, self._scratch) if known else None
         return self._fast[where]
 
-    def _buckets(self, own: Sequence[Entry], every: Sequence[Entry]) -> dict[Where, list[Entry]]:
+    def _buckets(
+        self, own: Sequence[Entry], every: Sequence[Entry]
+    ) -> Iterator[tuple[Where, Sequence[Entry]]]:
         """The parameters that are updated together, by device and dtype.
 
         A coupled rule needs all parameters at once, those without gradient included, and takes the widest
-        dtype and the first device. Any other rule takes those with a gradient, each with its own.
+        dtype and the first device. Any other rule takes those with a gradient, each with its own, and some at a
+        time, so that what it makes on the way does not grow with the network.
         """
         if not self.rule.coupled:
-            return _by_place(own)
-        dtype = torch.float32
-        for entry in every:
-            dtype = torch.promote_types(dtype, entry.param.dtype)
-        return {(every[0].param.device, dtype): list(every)} if own else {}
+            for where, bucket in _by_place(own).items():
+                yield from ((where, part) for part in _parts(bucket))
+        elif own:
+            dtype = torch.float32
+            for entry in every:
+                dtype = torch.promote_types(dtype, entry.param.dtype)
+            yield (every[0].param.device, dtype), every
 
     def _gather(
         self,
@@ -219,3 +227,14 @@ def _by_place(found: Sequence[Entry]) -> dict[Where, list[Entry]]:
     for entry in found:
         buckets.setdefault(_where(entry), []).append(entry)
     return buckets
+
+
+def _parts(bucket: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Consecutive parameters of at most :data:`TOGETHER` weights, or one that has more."""
+    part: list[Entry] = []
+    for entry in bucket:
+        if part and sum(one.param.numel() for one in (*part, entry)) > TOGETHER:
+            yield part
+            part = []
+        part.append(entry)
+    yield part

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nfn_opt.optim import LearnedOptimizer, MLPConfig, MLPRule, UpdateRule, make_rule, shell_fast_chunks
+from nfn_opt.optim import (
+    LearnedOptimizer,
+    MLPConfig,
+    MLPRule,
+    UpdateRule,
+    make_rule,
+    shell_engine,
+    shell_fast_chunks,
+)
 from nfn_opt.optim.shell_fast import FastStep
 from nfn_opt.optim.shell_fast_chunks import Scratch
 from nfn_opt.optim.shell_parameters import Entry, entries
@@ -221,3 +229,13 @@ def test_config_replacements_are_followed() -> None:
         general._engines[general._default]._fast[torch.device("cpu"), torch.float64] = None
         train(twin, general, 3)
         torch.testing.assert_close(weights(model), weights(twin), rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_parts_of_a_large_network(rule: UpdateRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule itself makes the same updates of all parameters at once and of some at a time."""
+    models = [make_model(torch.float64), make_model(torch.float64)]
+    monkeypatch.setattr(shell_engine, "SMALL", 10**9)
+    for model, together in zip(models, (10**9, 17), strict=True):
+        monkeypatch.setattr(shell_engine, "TOGETHER", together)
+        train(model, LearnedOptimizer(model.parameters(), rule), 3)
+    torch.testing.assert_close(weights(models[0]), weights(models[1]), rtol=1e-12, atol=1e-14)
