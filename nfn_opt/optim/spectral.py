@@ -36,6 +36,7 @@ class SpectralConfig:
             at the peak of the schedule.
         vector_lr: The same for tensors with fewer than two axes.
         rate: How fast the step size of a tensor grows while gradients agree, and falls while they oppose.
+        target: Cosine between gradient and momentum at which it stays as it is.
         warmup: Share of the training over which the step size rises, where its length is known.
         width_exponent: Power of the fan-in that the step size falls with.
         size_exponent: Power of the root mean square of the tensor at its start that it grows with.
@@ -52,9 +53,10 @@ class SpectralConfig:
         gradient_clip: Entries of the gradient are first cut to this absolute value.
     """
 
-    lr: float = 4e-3
-    vector_lr: float = 4e-3
+    lr: float = 2e-3
+    vector_lr: float = 2e-3
     rate: float = 0.03
+    target: float = 0.05
     warmup: float = 0.05
     width_exponent: float = 0.0
     size_exponent: float = 1.0
@@ -144,6 +146,7 @@ class SpectralRule(UpdateRule):
         self.control = StepControl(
             start=(config.lr, config.vector_lr),
             rate=config.rate,
+            target=config.target,
             warmup=config.warmup,
             width_exponent=config.width_exponent,
             size_exponent=config.size_exponent,

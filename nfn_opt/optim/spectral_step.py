@@ -109,6 +109,7 @@ class StepControl(nn.Module):
     Args:
         start: Initial :math:`\alpha_k`, of matrices and of vectors.
         rate: Initial :math:`\kappa`.
+        target: Initial :math:`\tau`.
         warmup: Initial :math:`w`.
         width_exponent: Initial :math:`\gamma_k`.
         size_exponent: Initial :math:`\beta_k`.
@@ -122,6 +123,7 @@ class StepControl(nn.Module):
         *,
         start: tuple[float, float],
         rate: float,
+        target: float,
         warmup: float,
         width_exponent: float,
         size_exponent: float,
@@ -135,7 +137,7 @@ class StepControl(nn.Module):
         self.width = nn.Parameter(torch.full((2,), width_exponent / GAIN))
         self.size = nn.Parameter(torch.full((2,), size_exponent / GAIN))
         self.rate = nn.Parameter(torch.zeros(()))
-        self.target = nn.Parameter(torch.zeros(()))
+        self.target = nn.Parameter(torch.tensor(target))
         self.decay = nn.Parameter(torch.zeros(2))
         self.warmup = nn.Parameter(torch.zeros(()))
         self.schedule = nn.Parameter(torch.zeros(2, len(MILESTONES)))
