@@ -158,7 +158,9 @@ class Engine:
             step = self._fast_step(where)
             assert step is not None
             own = self._states_in_place(bucket, states, where, now.space)
-            for entry, update in step.updates(bucket, grads, own, space=now.space, step=now.step):
+            told = now.at(where)
+            del told["loss"]  # no rule of the fast step reads it
+            for entry, update in step.updates(bucket, grads, own, **told):
                 entry.apply(update)
             after.update({entry.param: own[entry.key] for entry in bucket})
         return after
@@ -167,11 +169,10 @@ class Engine:
         self, bucket: Sequence[Entry], states: Mapping[Tensor, TensorState], where: Where, space: WeightSpace
     ) -> dict[str, TensorState]:
         """States by key, contiguous on their device."""
-        new = {entry.key: entry.param.detach() for entry in bucket if entry.param not in states}
-        fresh: dict[str, TensorState] = {}
-        if new:
-            like = {key: torch.empty_like(p, device=where[0], dtype=where[1]) for key, p in new.items()}
-            fresh = self.rule_for(where).init(space, like)["tensors"]
+        rule, fresh = self.rule_for(where), dict[str, TensorState]()
+        for entry in bucket:
+            if entry.param not in states:
+                fresh |= rule.init(space, {entry.key: entry.param.detach().to(*where)})["tensors"]
         old = {entry.key: states[entry.param] for entry in bucket if entry.param in states}
         moved = {key: shell_state.cast(state, *where) for key, state in {**old, **fresh}.items()}
         return {key: {k: t.contiguous() for k, t in state.items()} for key, state in moved.items()}

@@ -1,8 +1,10 @@
-r"""The update of :class:`MLPRule` in place and piece by piece, as an optimizer's step needs it.
+r"""The update of rules with a small network for every weight, in place and piece by piece, for an optimizer's step.
 
 The pure rule makes a new tensor of every feature. Here the running means are updated in place, the features
 of one piece of a tensor at a time are written into one buffer that fits a cache, and all buffers are used
-again, so that a step needs four bytes of memory for each weight of the largest tensor, and a constant.
+again, so that a step needs four bytes of memory for each weight of the largest tensor, and a constant; making
+matrices orthogonal needs a few copies of one more. What becomes of the network's output is the rule's
+:class:`~nfn_opt.optim.shell_fast_forms.Form`.
 
 The first layer reads normalised features, so two passes over a tensor are needed: the first updates the
 running means and sums the squares of the features, the second computes them anew and applies the network.
@@ -17,27 +19,24 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nfn_opt.optim.features import EPS, FACTOR_EPS, time_features
+from nfn_opt.optim.features import FACTOR_EPS
 from nfn_opt.optim.layout import Layout, Segment
-from nfn_opt.optim.learned import LearnedRule, bias_correction
-from nfn_opt.optim.matrices import orthogonal_update
-from nfn_opt.optim.mlp import MLPRule
 from nfn_opt.optim.rule import UpdateRule
 from nfn_opt.optim.shell_fast_chunks import Grid, Scratch, Where, chunk_size
 from nfn_opt.optim.shell_fast_features import Features, Piece, Workspace
+from nfn_opt.optim.shell_fast_forms import Form, Output, Sums, Told
+from nfn_opt.optim.shell_fast_mlp import MLPForm
+from nfn_opt.optim.shell_fast_spectral import SpectralForm
 from nfn_opt.optim.shell_fast_stack import Stack, View, stack
 from nfn_opt.optim.shell_parameters import Entry
 from nfn_opt.weight_space import WeightSpace
 
-BOUND = 1e14
-"""Directions of a rule that is taken here are known to stay below this, so that their squares are finite."""
-
-LARGEST_FEATURE = 1e6
-"""A normalised feature is at most the square root of the number of weights of its tensor."""
+FORMS: tuple[type[Form], ...] = (MLPForm, SpectralForm)
+"""The rules that are known here."""
 
 
 class FastStep:
-    """Applies a per-weight MLP rule to parameters, in place.
+    """Applies a rule with a small network for every weight to parameters, in place.
 
     Args:
         rule: A rule that :meth:`supports` accepts, on the device and in the dtype of the arithmetic.
@@ -46,25 +45,23 @@ class FastStep:
     """
 
     def __init__(self, rule: UpdateRule, where: Where, scratch: Scratch) -> None:
-        assert isinstance(rule, MLPRule)
-        self.rule, self.where, self.scratch = rule, where, scratch
-        self.features = {factored: Features(rule.first, factored) for factored in (True, False)}
-        self.layers = _with_bias(rule)
-        config, (device, dtype) = rule.config, where
+        (form,) = _forms(rule)
+        self.form, self.where, self.scratch = form(rule), where, scratch
+        self.features = {
+            factored: Features(self.form.first, factored, form.also) for factored in (True, False)
+        }
+        means, (device, dtype) = self.form.accumulators, where
         self.momentum_rates, self.factor_rates = (
             torch.tensor([1 - d for d in decays], device=device, dtype=dtype).reshape(-1, 1, 1)
-            for decays in (config.momentum_decays, config.factor_decays)
+            for decays in (means.momentum_decays, means.factor_decays)
         )
+        assert means.second_moment_decay is not None
+        self.second_moment_rate = 1 - means.second_moment_decay
 
     @staticmethod
     def supports(rule: UpdateRule) -> bool:
         """Whether this computes what the rule does, with a result that is finite for finite gradients."""
-        if not isinstance(rule, MLPRule):
-            return False
-        reference = {"update": MLPRule, "body": MLPRule, "finish": LearnedRule, "_scaled": LearnedRule}
-        if any(getattr(type(rule), name) is not getattr(cls, name) for name, cls in reference.items()):
-            return False
-        return _largest_direction(rule) < BOUND
+        return bool(_forms(rule))
 
     def takes(self, space: WeightSpace, key: str) -> bool:
         """Whether a tensor is worked on here; others are left to the rule itself."""
@@ -72,10 +69,7 @@ class FastStep:
 
     def view(self, segment: Segment) -> View | None:
         """How a tensor is worked on, ``None`` if it is left to the rule itself."""
-        config = self.rule.config
-        if segment.factored is None and config.vectors != "learned":
-            return None
-        view = View.of(segment, config.normalise_over)
+        view = View.of(segment, self.form.over) if self.form.takes(segment) else None
         return None if view is None or view.matrices > chunk_size(self.where[0]) else view
 
     def updates(
@@ -86,6 +80,7 @@ class FastStep:
         *,
         space: WeightSpace,
         step: Tensor,
+        total_steps: Tensor | None = None,
     ) -> Iterator[tuple[Entry, Tensor]]:
         """Update running means in place, and give the update of each parameter.
 
@@ -95,12 +90,13 @@ class FastStep:
             states: Their states by key, contiguous.
             space: Their weight space.
             step: Number of updates made before this one, shape ``()``.
+            total_steps: Number of updates of the training, shape ``()``, where known.
 
         Yields:
             A parameter and its update, in its shape, to be *added*; it is overwritten when the next is asked for.
         """
-        time = time_features(step.to(self.where[0]), self.where[1])
-        bias, sizes = self.rule.first._bias(time), self.rule.step_size(time)
+        told = Told.at(self.where, step, total_steps)
+        bias = self.form.first._bias(told.time)
         segments = Layout.of(space, tuple(entry.key for entry in found)).segments
         torch._foreach_add_([states[entry.key]["step"] for entry in found], 1)
         for entries, segment in _alike(found, segments, chunk_size(self.where[0])):
@@ -109,16 +105,16 @@ class FastStep:
             own = [states[entry.key] for entry in entries]
             params = [entry.param.detach() for entry in entries]
             one = stack(view, self.where, params, [grads[entry.key] for entry in entries], own)
-            direction = self._direction(one, bias)
+            direction, sums = self._direction(one, bias)
             one.put_back(own)
-            updates = self._scaled(segment, one, direction, sizes[segment.kind])
-            for entry, update in zip(entries, updates.split(view.matrices), strict=True):
-                yield entry, view.back(update).reshape(entry.param.shape)
+            updates = self.form.finish(Output(segment, one, direction, sums, own), told)
+            for entry, update in zip(entries, updates, strict=True):
+                yield entry, update.reshape(entry.param.shape)
         self.scratch.trim()
 
-    def _direction(self, stack: Stack, bias: Tensor) -> Tensor:
-        """The directions ``(T, a, b)``; the running means take in the gradient."""
-        config, (T, a, b) = self.rule.config, stack.shape
+    def _direction(self, stack: Stack, bias: Tensor) -> tuple[Tensor, Sums]:
+        """The directions ``(T, a, b)``, and sums over the features; the running means take in the gradient."""
+        form, (T, a, b) = self.form, stack.shape
         features = self.features[stack.factored]
         grid = Grid.of(a, b, max(1, chunk_size(self.where[0]) // T))
         direction = self.scratch.take("direction", self.where, T, a, b)
@@ -126,14 +122,18 @@ class FastStep:
             self._accumulate_factors(stack, grid)
         boxes = _pieces(stack, grid, direction)
         spaces = self._workspaces(features, boxes)
-        norms = []
+        norms, products = [], []
         for piece, space in zip(boxes, spaces, strict=True):
-            gradient = space.clip(piece, config.gradient_clip)
+            gradient = space.clip(piece, form.clip)
             self._accumulate(piece, gradient, space.square, stack.factored)
             space.write(piece)
             norms.append(torch.linalg.vector_norm(space.channels, dim=2))
-        squares = torch.stack(norms).square_().sum(0)
-        weight = features.weight(self.rule.first, stack.pooled(squares / (a * b)))
+            if form.compares:
+                products.append(space.products())
+        sums = Sums(
+            features, torch.stack(norms).square_().sum(0), torch.stack(products).sum(0) if products else None
+        )
+        weight = features.weight(form.first, stack.pooled(sums.squares / (a * b)))
         parts = self._parts(stack, features, bias)
         if not parts:
             weight = torch.cat([weight, bias.reshape(1, -1, 1).expand(T, -1, 1)], dim=2)
@@ -141,21 +141,22 @@ class FastStep:
         cut = list(zip(*(grid.split(part) for part in parts), strict=True)) or [()] * len(boxes)
         for i in range(last, -1, -1):
             if i < last:
-                spaces[i].clip(boxes[i], config.gradient_clip)
+                spaces[i].clip(boxes[i], form.clip)
                 spaces[i].write(boxes[i])
             self._network(spaces[i], weight, cut[i], boxes[i].output)
-            if config.base == "adam":
-                self._add_adam(stack, boxes[i], spaces[i].square)
-        return direction
+            form.add_base(stack, boxes[i], spaces[i].square)
+        return direction, sums
 
     def _workspaces(self, features: Features, boxes: Sequence[Piece]) -> list[Workspace]:
         """One for the first box and all of its shape; boxes of other shapes have buffers of their own."""
-        widths = tuple(layer.shape[2] - 1 for layer in self.layers)
+        widths = tuple(layer.shape[2] - 1 for layer in self.form.layers)
         made: dict[torch.Size, Workspace] = {}
         for box in boxes:
             shape = box.momentum.shape
             if shape not in made:
-                made[shape] = Workspace(features, widths, box, f"{len(made)}", self.where, self.scratch)
+                made[shape] = Workspace(
+                    features, widths, box, f"{len(made)}", self.where, self.scratch, self.form.beside
+                )
         return [made[box.momentum.shape] for box in boxes]
 
     def _accumulate_factors(self, stack: Stack, grid: Grid) -> None:
@@ -165,7 +166,7 @@ class FastStep:
         means = (stack.row, stack.column)
         sums = [torch.zeros_like(mean[:, 0]) for mean in means]
         row = 1 + int(stack.view.row or 0)
-        axes, clip = (row, 3 - row), self.rule.config.gradient_clip
+        axes, clip = (row, 3 - row), self.form.clip
         for gradient, *totals in zip(grid.split(stack.gradient), *map(grid.split, sums), strict=True):
             square = self.scratch.take_like("squared", self.where, gradient)
             square.copy_(gradient).clamp_(-clip, clip).square_()
@@ -178,7 +179,7 @@ class FastStep:
         """Take the gradient of a box into the momenta and second moments."""
         piece.momentum.lerp_(gradient, self.momentum_rates)
         torch.mul(gradient, gradient, out=square)
-        piece.second_moment.lerp_(square, 1 - self.rule.config.second_moment_decay)
+        piece.second_moment.lerp_(square, self.second_moment_rate)
         if piece.row is not None and not factored:
             piece.row.lerp_(square, self.factor_rates)
 
@@ -186,7 +187,7 @@ class FastStep:
         """What is added to the first layer's products: the bias too, if there is anything else."""
         parts = []
         for which, mean in enumerate((stack.row, stack.column)):
-            part = None if mean is None else features.part(self.rule.first, which, mean, stack)
+            part = None if mean is None else features.part(self.form.first, which, mean, stack)
             if part is not None:
                 parts.append(part)
         if parts:
@@ -200,40 +201,22 @@ class FastStep:
         elif parts:
             space.viewed.copy_(parts[0])
         if parts:
-            space.heads[0].baddbmm_(weight, space.channels)
+            space.begin.baddbmm_(weight, space.channels)
         else:
-            torch.bmm(weight, space.inputs, out=space.heads[0])
-        T, layers = len(weight), self.layers
+            torch.bmm(weight, space.inputs, out=space.begin)
+        T, layers = len(weight), self.form.layers
+        out = output.view(T, 1, -1) if output.is_contiguous() else space.result
+        if space.beside is not None:
+            out.copy_(space.beside)
         for i, layer in enumerate(layers[:-1]):
             torch.bmm(layer.expand(T, -1, -1), space.ready(i), out=space.heads[i + 1])
-        out = output.view(T, 1, -1) if output.is_contiguous() else space.result
-        torch.bmm(layers[-1].expand(T, -1, -1), space.ready(len(layers) - 1), out=out)
+        last, hidden = layers[-1].expand(T, -1, -1), space.ready(len(layers) - 1)
+        if space.beside is not None:
+            out.baddbmm_(last, hidden)
+        else:
+            torch.bmm(last, hidden, out=out)
         if out is space.result:
             output.copy_(out.view(output.shape))
-
-    def _add_adam(self, stack: Stack, piece: Piece, base: Tensor) -> None:
-        """Add the direction of Adam for a box; ``base`` is overwritten."""
-        config = self.rule.config
-        step = stack.step.repeat_interleave(stack.view.matrices).reshape(-1, 1, 1, 1)
-        m_weight = bias_correction(config.momentum_decays[0], step, self.where[1])
-        v_weight = bias_correction(config.second_moment_decay, step, self.where[1])
-        torch.add(piece.second_moment, config.eps**2 * v_weight, out=base)
-        base.rsqrt_().mul_(piece.momentum[:, :1]).mul_(v_weight.sqrt() / m_weight)
-        piece.output.add_(base[:, 0])
-
-    def _scaled(self, segment: Segment, stack: Stack, direction: Tensor, size: Tensor) -> Tensor:
-        """Directions ``(T, a, b)`` made orthogonal and normalised where asked, times minus the step size."""
-        config, view = self.rule.config, stack.view
-        if config.orthogonal != "none" and segment.factored is not None:
-            whole = [view.back(one) for one in direction.split(view.matrices)]
-            made = [orthogonal_update(one, config.orthogonal) for one in whole]
-            direction = torch.cat([view.entries(one) for one in made])
-        scale = (-size).expand(len(direction), 1)
-        if config.normalise_output:
-            norm = torch.linalg.vector_norm(direction, dim=(1, 2)).unsqueeze(1)
-            mean = stack.pooled(norm.square_() / (stack.shape[1] * stack.shape[2]))
-            scale = scale * torch.rsqrt(mean + EPS)
-        return direction.mul_(scale.unsqueeze(2))
 
 
 def _pieces(stack: Stack, grid: Grid, direction: Tensor) -> list[Piece]:
@@ -252,35 +235,18 @@ def _pieces(stack: Stack, grid: Grid, direction: Tensor) -> list[Piece]:
     return [Piece(*box) for box in zip(*cut, strict=True)]
 
 
-def _with_bias(rule: MLPRule) -> list[Tensor]:
-    """Weights ``(1, n_out, n_in + 1)`` of the layers after the first, biases included, the last times beta."""
-    layers = [
-        torch.cat([weight, bias.unsqueeze(1)], dim=1).unsqueeze(0)
-        for weight, bias in zip(rule.rest.weights, rule.rest.biases, strict=True)
-    ]
-    layers[-1] = layers[-1] * (rule.config.correction if rule.beta is None else rule.beta)
-    return layers
-
-
-def _largest_direction(rule: MLPRule) -> float:
-    """A bound of the direction's absolute value and of the step size; NaN if undefined."""
-    with torch.no_grad():
-        bound = (LARGEST_FEATURE * rule.first.weight.double().abs().sum(1) + rule.first.bias.abs()).max()
-        for layer in _with_bias(rule):
-            bound = layer.double().abs().sum(2).max() * bound.clamp(min=1)
-        if rule.config.base == "adam":
-            bound = bound + 1 / (1 - rule.config.second_moment_decay)
-        exponents = [p.double().abs().reshape(len(p), -1).sum(1).max() for p in rule.step_size.parameters()]
-        return float(bound + sum(exponents, bound.new_zeros(())).exp())
+def _forms(rule: UpdateRule) -> list[type[Form]]:
+    """The form of a rule, or none."""
+    return [form for form in FORMS if form.fits(rule)][:1]
 
 
 def _alike(
     found: Sequence[Entry], segments: Sequence[Segment], limit: int
 ) -> Iterator[tuple[list[Entry], Segment]]:
     """Small tensors of the same shape together, each other one by itself."""
-    by_shape: dict[tuple[int, ...], list[tuple[Entry, Segment]]] = {}
+    by_shape: dict[tuple[tuple[int, ...], ...], list[tuple[Entry, Segment]]] = {}
     for entry, segment in zip(found, segments, strict=True):
-        by_shape.setdefault(segment.shape, []).append((entry, segment))
+        by_shape.setdefault((segment.shape, tuple(segment.spec.shape)), []).append((entry, segment))
     for pairs in by_shape.values():
         together = max(1, limit // pairs[0][1].spec.numel)
         for start in range(0, len(pairs), together):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nfn_opt.optim.features import ENTRY, EPS, FACTOR, FACTOR_EPS, MATRIX_ONLY, ROOT_EPS, USES_FACTORS
@@ -59,17 +60,21 @@ class Features:
     Args:
         first: The first layer of the rule.
         factored: Whether the tensors have row and column statistics.
+        also: Features that are written, with one channel each, whether the layer reads them or not.
     """
 
-    def __init__(self, first: FeatureLinear, factored: bool) -> None:
+    def __init__(self, first: FeatureLinear, factored: bool, also: tuple[str, ...] = ()) -> None:
         self.names = [f for f in first.features if f in ENTRY and (factored or f not in MATRIX_ONLY)]
+        self.unread = [f for f in also if f not in self.names]
         self.slots: dict[str, slice] = {}
         self.columns: list[int] = []
         for name in self.names:
             width = len(first.columns[name])
             self.slots[name] = slice(len(self.columns), len(self.columns) + width)
             self.columns += first.columns[name]
-        self.channels = len(self.columns)
+        for i, name in enumerate(self.unread, len(self.columns)):
+            self.slots[name] = slice(i, i + 1)
+        self.channels = len(self.columns) + len(self.unread)
         self.uses_root = not USES_ROOT.isdisjoint(self.names)
         self.uses_factor = not USES_FACTORS.isdisjoint(self.names)
         self.sides = [
@@ -83,7 +88,8 @@ class Features:
             first: The first layer, on the device of the tensors.
             squares: Mean square of each channel, ``(T, channels)``.
         """
-        return first.weight[:, self.columns] * torch.rsqrt(squares + EPS).unsqueeze(1)
+        weight = F.pad(first.weight[:, self.columns], (0, len(self.unread)))
+        return weight * torch.rsqrt(squares + EPS).unsqueeze(1)
 
     def part(self, first: FeatureLinear, which: int, mean: Tensor, stack: Stack) -> Tensor | None:
         """What row (0) or column (1) features add, ``(T, H, a, b)`` with one of them 1; ``None`` without."""
@@ -107,6 +113,7 @@ class Workspace:
         name: Begins the names of the buffers: workspaces with other names have other buffers.
         where: Device and dtype of the arithmetic.
         scratch: Where the buffers come from.
+        beside: Whether the first layer has one more channel, that goes past the network.
     """
 
     def __init__(
@@ -117,6 +124,7 @@ class Workspace:
         name: str,
         where: Where,
         scratch: Scratch,
+        beside: bool = False,
     ) -> None:
         T, M, *box = like.momentum.shape
         self.features, self.box = features, tuple(box)
@@ -151,7 +159,11 @@ class Workspace:
         ]
         self.heads = [one[:, :-1] for one in self.hidden]
         """Hidden layers ``(T, width, m)``; every other one is in the same place."""
-        self.viewed = self.heads[0].unflatten(2, tuple(box))
+        self.begin = self.hidden[0] if beside else self.heads[0]
+        """What the first layer writes, ``(T, H, m)``."""
+        self.beside = self.hidden[0][:, -1:] if beside else None
+        """Its last channel where that goes past the network, ``(T, 1, m)``; overwritten by the ones."""
+        self.viewed = self.begin.unflatten(2, tuple(box))
         self.result = scratch.take(f"{name} result", where, T, 1, m)
 
     def ready(self, layer: int) -> Tensor:
@@ -159,6 +171,11 @@ class Workspace:
         self.heads[layer].relu_()
         self.hidden[layer][:, -1].fill_(1)
         return self.hidden[layer]
+
+    def products(self) -> Tensor:
+        """Sums of products of the gradient with each momentum, ``(T, M)``; both must be features."""
+        momentum, gradient = (self.inputs[:, self.features.slots[f]] for f in ("momentum", "gradient"))
+        return torch.bmm(momentum, gradient.mT).squeeze(2)
 
     def clip(self, piece: Piece, limit: float) -> Tensor:
         """Write the clipped gradient; returns it with its axes in memory as in the running means."""

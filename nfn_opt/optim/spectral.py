@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +16,19 @@ from nfn_opt.optim.equivariant import apply_layer, representative_space
 from nfn_opt.optim.feature_rule import check_features
 from nfn_opt.optim.features import EPS, FEATURES, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
-from nfn_opt.optim.layout import Layout
+from nfn_opt.optim.layout import Layout, Segment
 from nfn_opt.optim.normalise import inverse_rms
 from nfn_opt.optim.orthogonal import orthogonalise
 from nfn_opt.optim.pointwise import PointwiseMLP
 from nfn_opt.optim.rule import State, Tensors, UpdateRule, register_rule
-from nfn_opt.optim.spectral_step import Agreement, StepControl, agreement, initial_size
+from nfn_opt.optim.spectral_step import Agreement, StepControl, Sums, agreement, initial_size
 from nfn_opt.weight_space import WeightSpace
 
 AGREEMENT_RATE = 0.1
 """Rate of the running mean of cosines."""
+
+REMEMBERED = ("agreement", "size", "moved")
+"""What is kept of each tensor for its step size: mean cosines (M,), initial size (), and its logarithm's way ()."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,19 +183,42 @@ class SpectralRule(UpdateRule):
         clip = self.config.gradient_clip
         parameter, gradient = layout.flatten(params), torch.clamp(layout.flatten(grads), -clip, clip)
         means = self.accumulators.update(layout, gradient, old)
-        found = agreement(means, gradient, self.config.momentum_decays)
-        before = torch.stack([old[name]["agreement"] for name in params])
-        cosine = torch.lerp(before, found.cosine, AGREEMENT_RATE)
-        size = torch.stack([old[name]["size"] for name in params])
-        agreed = Agreement(cosine, found.ratio)
-        moved = torch.stack([old[name]["moved"] for name in params])
-        steps, moved = self.control(means, parameter, size, agreed, moved, step, total_steps)
+        memory = {key: torch.stack([old[name][key] for name in params]) for key in REMEMBERED}
+        sums = Sums.of(means, gradient, parameter)
+        steps, memory = self.step_sizes(layout.segments, sums, memory, step, total_steps)
         first = self.first(Inputs(parameter, gradient, means), time_features(step, gradient.dtype))
         updates, states = {}, means.state()
         for i, (one, values) in enumerate(zip(first, self._values(first, space), strict=True)):
-            updates[one.segment.name] = -steps[i] * _normalised(values, one.segment.spec.shape)
-            states[one.segment.name] |= {"agreement": cosine[i], "size": size[i], "moved": moved[i]}
+            direction = normalised(values.reshape(1, *one.segment.spec.shape)).squeeze(0)
+            updates[one.segment.name] = -steps[i] * direction
+            states[one.segment.name] |= {key: value[i] for key, value in memory.items()}
         return updates, {"tensors": states, "shared": {}}
+
+    def step_sizes(
+        self,
+        segments: Sequence[Segment],
+        sums: Sums,
+        memory: Mapping[str, Tensor],
+        step: Tensor,
+        total_steps: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The root mean square of the update of each tensor.
+
+        Args:
+            segments: T tensors.
+            sums: What is read of them.
+            memory: Their states of the keys :data:`REMEMBERED`, shape (T, ...) each.
+            step: Number of updates made, shape ().
+            total_steps: Number of updates of the training, shape (), where known.
+
+        Returns:
+            Shape (T,), and the new states.
+        """
+        found, size = agreement(sums, self.config.momentum_decays), memory["size"]
+        cosine = torch.lerp(memory["agreement"], found.cosine, AGREEMENT_RATE)
+        agreed = Agreement(cosine, found.ratio)
+        steps, moved = self.control(segments, sums.size, size, agreed, memory["moved"], step, total_steps)
+        return steps, {"agreement": cosine, "size": size, "moved": moved}
 
     def _values(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
         """The direction of each tensor before it is normalised, ``(n,)``."""
@@ -204,10 +231,17 @@ class SpectralRule(UpdateRule):
         return [(one + beside)[0] for one, beside in zip(own, linear, strict=True)]
 
 
-def _normalised(values: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """Values ``(n,)`` in a shape, with a root mean square of about 1; orthogonal if they are a matrix."""
-    direction = (values * inverse_rms(values.reshape(1, -1), EPS).reshape(())).reshape(shape)
-    if direction.dim() < 2:
+def normalised(values: Tensor) -> Tensor:
+    """Tensors with root mean squares of about 1; orthogonal if they are matrices, or more.
+
+    Args:
+        values: Tensors of one shape, ``(T, *shape)``.
+
+    Returns:
+        The same shape.
+    """
+    direction = values * inverse_rms(values, EPS)
+    if direction.dim() < 3:
         return direction
-    matrix = direction.flatten(1)
-    return math.sqrt(max(matrix.shape)) * orthogonalise(matrix).reshape(shape)
+    matrices = direction.flatten(2)
+    return math.sqrt(max(matrices.shape[1:])) * orthogonalise(matrices).reshape(values.shape)

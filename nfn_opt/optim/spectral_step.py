@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nfn_opt.optim.accumulators import Accumulated
 from nfn_opt.optim.first_layer import initial_weight
+from nfn_opt.optim.layout import Segment
 from nfn_opt.optim.scalars import positive
 
 GAIN = 10.0
@@ -39,6 +40,37 @@ USUAL_SIZE, USUAL_FAN_IN = 0.06, 100
 TINY = 1e-25  # to the power -3/2 it is finite in float32
 
 
+LARGEST_SIZE = 1e12
+"""Sizes of tensors are cut to this, so that step sizes stay finite for all finite tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """All that the step sizes of T tensors read of their entries.
+
+    Attributes:
+        gradient: Sum of squares of the gradient, shape (T, 1).
+        momentum: Sum of squares of each momentum, which has taken in the gradient, shape (T, M).
+        products: Sum of products of the gradient with each momentum, shape (T, M).
+        size: Root mean square of the tensor, shape (T,).
+    """
+
+    gradient: Tensor
+    momentum: Tensor
+    products: Tensor
+    size: Tensor
+
+    @staticmethod
+    def of(means: Accumulated, gradient: Tensor, parameter: Tensor) -> Sums:
+        """Those of flat tensors, shape (N,), and of their running means."""
+        layout, momentum = means.layout, means.momentum
+        squares = torch.cat([(gradient * gradient)[None], momentum * momentum, momentum * gradient])
+        sums = torch.stack([part.sum(1) for part in layout.split(squares)])
+        M = len(momentum)
+        size = torch.stack([root_mean_square(p) for p in layout.split(parameter)])
+        return Sums(*sums.split([1, M, M], dim=1), size=size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Agreement:
     r"""How the gradient agrees with the momenta from before it.
@@ -53,18 +85,15 @@ class Agreement:
     ratio: Tensor
 
 
-def agreement(means: Accumulated, gradient: Tensor, decays: Sequence[float]) -> Agreement:
-    """Compare the gradient ``(N,)`` with the momenta into which it was just taken.
+def agreement(sums: Sums, decays: Sequence[float]) -> Agreement:
+    """Compare gradients with the momenta into which they were just taken, with these decays.
 
     The momenta from before follow from those after: ``m_before = (m - (1 - d) g) / d``.
     """
-    momentum = means.momentum
-    products = torch.cat([momentum * gradient, momentum * momentum, (gradient * gradient)[None]])
-    sums = torch.stack([part.sum(1) for part in means.layout.split(products)])
-    d = torch.tensor(decays, dtype=sums.dtype, device=sums.device)
-    with_gradient, squares, square = sums.split([len(decays), len(decays), 1], dim=1)
-    cross = (with_gradient - (1 - d) * square) / d
-    before = (squares - 2 * (1 - d) * with_gradient + (1 - d) ** 2 * square) / d**2
+    square, squares = sums.gradient, sums.momentum
+    d = torch.tensor(decays, dtype=square.dtype, device=square.device)
+    cross = (sums.products - (1 - d) * square) / d
+    before = (squares - 2 * (1 - d) * sums.products + (1 - d) ** 2 * square) / d**2
     cosine = cross * torch.rsqrt(before.clamp(min=0) + TINY) * torch.rsqrt(square + TINY)
     cosine = torch.where(before > 1e-5 * squares, cosine, 0.0)  # what is left there is rounding
     ratio = 0.5 * (torch.log(squares + TINY) - torch.log(square + TINY))
@@ -84,7 +113,7 @@ def root_mean_square(p: Tensor) -> Tensor:
 def initial_size(p: Tensor) -> Tensor:
     """Root mean square of a tensor at its start, shape (); that of a usual initialisation if it is zero."""
     usual = 0.5 * fan_in(p.shape) ** -0.5
-    found = root_mean_square(p)
+    found = root_mean_square(p).clamp(max=LARGEST_SIZE)
     return torch.where(found > 1e-3 * usual, found, usual)
 
 
@@ -147,8 +176,8 @@ class StepControl(nn.Module):
 
     def forward(
         self,
-        means: Accumulated,
-        parameter: Tensor,
+        segments: Sequence[Segment],
+        now: Tensor,
         initial: Tensor,
         found: Agreement,
         moved: Tensor,
@@ -158,24 +187,20 @@ class StepControl(nn.Module):
         """Step sizes, shape (T,), and :math:`l_i`, shape (T,).
 
         Args:
-            means: The running means of T tensors.
-            parameter: The tensors, flat, shape (N,).
-            initial: Their root mean squares at the start, shape (T,).
+            segments: T tensors.
+            now: Their root mean squares, shape (T,).
+            initial: Those at the start, shape (T,).
             found: How gradient and momenta agree.
             moved: :math:`l_i` before, shape (T,).
             step: Number of updates made, shape ().
             total_steps: Number of updates of the training, shape (), where known.
         """
-        layout, segments = means.layout, means.layout.segments
-        kinds = torch.tensor([segment.kind for segment in segments], device=parameter.device)
-        widths = parameter.new_tensor(
-            [math.log(fan_in(segment.spec.shape) / USUAL_FAN_IN) for segment in segments]
-        )
-        now = torch.stack([root_mean_square(p) for p in layout.split(parameter)])
+        kinds = torch.tensor([segment.kind for segment in segments], device=now.device)
+        widths = now.new_tensor([math.log(fan_in(segment.spec.shape) / USUAL_FAN_IN) for segment in segments])
         growth = (torch.log(now + TINY) - torch.log(initial)).clamp(-2, 4)
         size = torch.log(initial / USUAL_SIZE)
-        progress, rise = self._time(step, total_steps, parameter.dtype)
-        bends = torch.tanh(10 * (progress - parameter.new_tensor(MILESTONES)))
+        progress, rise = self._time(step, total_steps, now.dtype)
+        bends = torch.tanh(10 * (progress - now.new_tensor(MILESTONES)))
         known = torch.stack([kinds.to(size), 0.3 * size, growth], dim=1)
         z = torch.cat([found.cosine, 0.3 * found.ratio, known, bends.expand(len(segments), -1)], dim=1)
         shared = self._schedule(progress, bends)

@@ -1,0 +1,81 @@
+"""The spectral rule in the fast step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nfn_opt.optim.shell_fast_forms import BOUND, Form, Output, Told, largest_output, with_bias
+from nfn_opt.optim.spectral import REMEMBERED, SpectralRule, normalised
+from nfn_opt.optim.spectral_step import GAIN, HIGHEST, LARGEST_SIZE, StepControl, Sums
+
+LARGEST_STEP = 1e28
+"""Step sizes of a rule that is taken here are known to stay below this: updates are then finite in float32."""
+
+LARGEST_LOGARITHM = math.log(LARGEST_SIZE) + 5
+"""A bound for logarithms of sizes and fan-ins, relative to usual ones."""
+
+
+class SpectralForm(Form):
+    """:class:`SpectralRule` without neighbours as the fast step applies it.
+
+    Args:
+        rule: The rule.
+    """
+
+    rule_class = SpectralRule
+    methods: ClassVar = dict.fromkeys(("update", "step_sizes", "_values"), SpectralRule)
+    beside, compares, also = True, True, ("gradient", "momentum", "parameter")
+
+    def __init__(self, rule: SpectralRule) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+    @classmethod
+    def bounded(cls, rule: SpectralRule) -> bool:
+        """See :class:`Form`; the weights of neighbours are not followed here."""
+        if rule.neighbours is not None or min(rule.config.momentum_decays) <= 0:
+            return False
+        outputs = largest_output(rule.first, with_bias(rule.rest)).sum()
+        return float(outputs) < BOUND and rule.config.gradient_clip < BOUND and _bounded(rule.control)
+
+    def finish(self, output: Output, told: Told) -> Sequence[Tensor]:
+        """Normalised directions, orthogonal where they are matrices, times minus the step sizes."""
+        shape = output.segment.spec.shape
+        steps = self._steps(output, told).reshape(-1, *[1] * len(shape))
+        wholes = [one.reshape(1, *shape) for one in output.wholes(output.direction)]
+        return normalised(wholes[0] if len(wholes) == 1 else torch.cat(wholes)).mul_(-steps).unbind()
+
+    def _steps(self, output: Output, told: Told) -> Tensor:
+        """Step sizes of the tensors, ``(tensors,)``; what they remember takes in the gradient."""
+        sums, states, segment = output.sums, output.states, output.segment
+        assert sums.products is not None
+        square, squares, parameter = (sums.square(name) for name in self.also)
+        found = (output.per_tensor(x) for x in (square, squares, sums.products))
+        size = torch.sqrt(output.per_tensor(parameter)[:, 0] / segment.spec.numel)
+        memory = {key: torch.stack([state[key] for state in states]) for key in REMEMBERED}
+        steps, memory = self.rule.step_sizes(
+            [segment] * len(states), Sums(*found, size=size), memory, told.step, told.total_steps
+        )
+        for key, values in memory.items():
+            torch._foreach_copy_([state[key] for state in states], list(values))
+        return steps
+
+
+def _bounded(control: StepControl) -> bool:
+    """Whether step sizes are finite, whatever the tensors and the time are."""
+    largest = {name: float(p.double().abs().max()) for name, p in control.named_parameters()}
+    powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"])
+    powers += largest["log_lr"] + largest["schedule"]
+    exponent = max(map(math.log, control.start)) + GAIN * powers + 2 + HIGHEST
+    hidden = LARGEST_LOGARITHM * control.weight.numel() * largest["weight"] + largest["bias"]
+    limits = [
+        (exponent, math.log(LARGEST_STEP)),
+        *((value, BOUND) for value in (hidden, largest["out"], largest["target"])),
+        *((GAIN * largest[name], 60.0) for name in ("decay", "warmup", "rate")),
+    ]
+    return all(value < limit for value, limit in limits)
