@@ -54,12 +54,12 @@ class SpectralForm(Form):
         """Step sizes of the tensors, ``(tensors,)``; what they remember takes in the gradient."""
         sums, states, segment = output.sums, output.states, output.segment
         assert sums.products is not None
-        square, squares, parameter = (sums.square(name) for name in self.also)
-        found = (output.per_tensor(x) for x in (square, squares, sums.products))
-        size = torch.sqrt(output.per_tensor(parameter)[:, 0] / segment.spec.numel)
+        square, momenta, parameter = (output.per_tensor(sums.square(name)) for name in self.also)
+        size = torch.sqrt(parameter[:, 0] / segment.spec.numel)
+        found = Sums(square, momenta, output.per_tensor(sums.products), size)
         memory = {key: torch.stack([state[key] for state in states]) for key in REMEMBERED}
         steps, memory = self.rule.step_sizes(
-            [segment] * len(states), Sums(*found, size=size), memory, told.step, told.total_steps
+            [segment] * len(states), found, memory, told.step, told.total_steps
         )
         for key, values in memory.items():
             torch._foreach_copy_([state[key] for state in states], list(values))

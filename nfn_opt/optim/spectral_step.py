@@ -68,7 +68,8 @@ class Sums:
         sums = torch.stack([part.sum(1) for part in layout.split(squares)])
         M = len(momentum)
         size = torch.stack([root_mean_square(p) for p in layout.split(parameter)])
-        return Sums(*sums.split([1, M, M], dim=1), size=size)
+        square, momenta, products = sums.split([1, M, M], dim=1)
+        return Sums(square, momenta, products, size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_equals_the_pure_rule(
         grads = {
             key: 0.05 * torch.randn(p.shape, generator=generator, dtype=dtype) for key, p in params.items()
         }
-        told = {"space": space, "step": torch.tensor(t), "total_steps": torch.tensor(9)}
+        told: dict[str, Any] = {"space": space, "step": torch.tensor(t), "total_steps": torch.tensor(9)}
         expected, state = rule.update(params, grads, state, **told)
         for entry, update in fast.updates(taken, grads, own, **told):
             size = expected[entry.key].abs().max()

@@ -16,7 +16,7 @@ from tests.optim.shell_cases import loss_of, make_model, same, snapshot, train, 
 
 def train_both(rule: SpectralRule, dtype: torch.dtype = torch.float64, **options: Any) -> list[nn.Module]:
     """A network trained by the fast step, and its twin by the rule itself."""
-    models = [make_model(dtype), make_model(dtype)]
+    models: list[nn.Module] = [make_model(dtype), make_model(dtype)]
     fast, general = (LearnedOptimizer(model.parameters(), rule, **options) for model in models)
     engine = general._engines[general._default]
     for where in {(p.device, torch.promote_types(p.dtype, torch.float32)) for p in models[1].parameters()}:

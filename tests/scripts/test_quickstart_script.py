@@ -130,7 +130,10 @@ def test_an_interrupt_in_the_editor_stage_and_going_on(
 ) -> None:
     whole, arguments = finished
     arguments = [f"--out={tmp_path / 'run'}", *arguments[1:]]
-    for draw in ("scripts.quickstart._save", "nfn_opt.meta.evaluations.draw_curves"):  # slow, and looked at above
+    for draw in (
+        "scripts.quickstart._save",
+        "nfn_opt.meta.evaluations.draw_curves",
+    ):  # slow, and looked at above
         monkeypatch.setattr(draw, lambda *_: None)
     with monkeypatch.context() as patch:
         patch.setattr("scripts.quickstart.train_editor", interrupted)
