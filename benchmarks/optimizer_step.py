@@ -28,7 +28,7 @@ from torch import nn
 from benchmarks.optimizer_step_literal import LiteralCelo2Base
 from benchmarks.optimizer_step_networks import NETWORKS, with_gradients
 from nfn_opt.meta.run_folder import environment
-from nfn_opt.optim import LearnedOptimizer, MLPConfig, MLPRule
+from nfn_opt.optim import LearnedOptimizer, MLPConfig, MLPRule, SpectralRule, UpdateRule
 
 Step = Callable[[], Any]
 Params = Sequence[nn.Parameter]
@@ -44,9 +44,9 @@ def muon(params: Params) -> Step:
     return lambda: [optimizer.step() for optimizer in optimizers]
 
 
-def learned(params: Params, rule: MLPRule | str) -> Step:
+def learned(params: Params, rule: UpdateRule | str) -> Step:
     """A learned optimizer; its ``lr`` is small, so that weights stay as they are."""
-    return LearnedOptimizer(params, rule, lr=1e-3).step
+    return LearnedOptimizer(params, rule, lr=1e-3, total_steps=1000).step
 
 
 OPTIMIZERS: dict[str, Callable[[Params], Step]] = {
@@ -55,6 +55,7 @@ OPTIMIZERS: dict[str, Callable[[Params], Step]] = {
     "Muon + AdamW": muon,
     "Celo2-base 2x8": lambda params: learned(params, MLPRule(MLPConfig.celo2_base())),
     "Celo2 2x8": lambda params: learned(params, MLPRule(MLPConfig.celo2())),
+    "spectral": lambda params: learned(params, SpectralRule()),
     "default": lambda params: learned(params, "default"),
     "literal Celo2-base": lambda params: LiteralCelo2Base(params, MLPRule(MLPConfig.celo2_base())).step,
 }

@@ -10,6 +10,12 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Those of Muon: steepest at zero, so that five iterations bring all singular values to about 0.7 to 1.2."""
 
+WIDE, LARGE = 2, 128
+"""From this ratio of sides and this length of the shorter on, several iterations are made of the small Gram matrix."""
+
+TOGETHER = 3
+"""How many: more would be faster, and lose digits of small singular values in float32."""
+
 
 def orthogonalise(
     matrix: Tensor,
@@ -24,7 +30,9 @@ def orthogonalise(
 
     .. math:: X_0 = M / \|M\|_F \qquad X_{k+1} = a X_k + (b A_k + c A_k^2) X_k \qquad A_k = X_k X_k^\top
 
-    Tall matrices are transposed on the way, so that :math:`A` is small. A matrix of zeros stays one.
+    Tall matrices are transposed on the way, so that :math:`A` is small. A matrix of zeros stays one. Where :math:`X` is
+    large and much wider than high, three iterations are made of :math:`A` alone and then applied to :math:`X` at once,
+    which is the same to rounding and takes about half the time.
 
     Source: https://kellerjordan.github.io/posts/muon, as in :class:`torch.optim.Muon`.
 
@@ -56,8 +64,23 @@ def orthogonalise(
     x = x.mT if tall else x
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = x / (norm.clamp(min=eps) if floor == "clamp" else norm + eps)
-    a, b, c = coefficients
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    wide = x.shape[-1] >= WIDE * x.shape[-2] and x.shape[-2] >= LARGE and x.dtype.itemsize >= 4
+    together = TOGETHER if wide else 1
+    for done in range(0, iterations, together):
+        x = _iterate(x, min(together, iterations - done), coefficients)
     return (x.mT if tall else x).to(matrix.dtype).reshape(matrix.shape)
+
+
+def _iterate(x: Tensor, times: int, coefficients: tuple[float, float, float]) -> Tensor:
+    """Some iterations of matrices (n, a, b) at once: the product of their polynomials in ``x @ x.mT``, times ``x``."""
+    a, b, c = coefficients
+    gram = x @ x.mT
+    if times == 1:
+        return torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    scaled = a * torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+    product = factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + scaled
+    for _ in range(times - 1):
+        gram = factor @ (gram @ factor)  # all of them commute
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + scaled
+        product = factor @ product
+    return product @ x

@@ -37,8 +37,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     the rule as it was trained. Closures, parameter groups with their own ``lr``, ``weight_decay`` and ``rule``,
     schedulers, ``state_dict``, hooks and missing gradients work as in :mod:`torch.optim`.
 
-    Weights of less than 32 bits have their state and arithmetic in float32. Rules of the kind ``"mlp"`` are
-    applied in place and piece by piece, so that a step needs little memory besides its state.
+    Weights of less than 32 bits have their state and arithmetic in float32. Rules of the kinds ``"mlp"`` and
+    ``"spectral"`` (without neighbours) are applied in place and piece by piece, so that a step needs little memory
+    besides its state.
 
     Args:
         params: Parameters, ``model.named_parameters()``, or groups of either. A group's ``"rule"`` is used for

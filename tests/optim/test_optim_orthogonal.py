@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from nfn_opt.optim import orthogonalise
+from nfn_opt.optim.orthogonal import COEFFICIENTS, LARGE, WIDE
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (2, 3, 4, 7), (1, 5)])
@@ -36,6 +38,34 @@ def test_batched_equals_single_and_vmap(generator: torch.Generator) -> None:
     one_by_one = torch.stack([orthogonalise(m) for m in matrix])
     torch.testing.assert_close(orthogonalise(matrix), one_by_one, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.func.vmap(orthogonalise)(matrix), one_by_one, rtol=1e-12, atol=1e-12)
+
+
+def plain(matrix: Tensor, iterations: int) -> Tensor:
+    """The iteration as its formula reads, for wide matrices."""
+    a, b, c = COEFFICIENTS
+    x = matrix / torch.linalg.matrix_norm(matrix, keepdim=True)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 5, 6])
+def test_large_wide_matrices(iterations: int, generator: torch.Generator) -> None:
+    matrix = torch.randn(2, LARGE, WIDE * LARGE, generator=generator, dtype=torch.float64)
+    expected = plain(matrix, iterations)
+    torch.testing.assert_close(orthogonalise(matrix, iterations), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(orthogonalise(matrix.mT, iterations), expected.mT, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rank", [5, 60])
+def test_rounding_of_large_wide_matrices(rank: int, generator: torch.Generator) -> None:
+    """Of low rank and noise, so that most singular values are near zero and grow by 480."""
+    shapes = (LARGE, rank), (rank, 4 * LARGE), (LARGE, 4 * LARGE)
+    left, right, noise = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+    matrix = left @ right + 1e-3 * noise
+    expected = plain(matrix, 5)
+    assert torch.dist(orthogonalise(matrix.float()).double(), expected) < 1e-4 * expected.norm()
 
 
 def test_floors_of_the_norm() -> None:
