@@ -23,6 +23,7 @@ class Carry:
         step: Number of updates made by each, int64, shape (n,).
         horizon: Number of updates at which each ends, int64, shape (n,).
         scale: Reparametrisation of each, see :class:`Reparametrization`; empty if there is none.
+        shift: What is added to the scaled parameters of each, ``{name: (n, *shape)}``; empty if nothing is.
         finished: How many inner problems have reached their horizon so far, 0-d int64.
         dropped: How many were given up because they were not finite, 0-d int64.
         extra: What an estimator remembers beyond that.
@@ -33,6 +34,7 @@ class Carry:
     step: Tensor
     horizon: Tensor
     scale: Params = dataclasses.field(default_factory=dict)
+    shift: Params = dataclasses.field(default_factory=dict)
     finished: Tensor = dataclasses.field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     dropped: Tensor = dataclasses.field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     extra: Tree = dataclasses.field(default_factory=dict)
@@ -96,7 +98,7 @@ class Carry:
 
     def _problems(self) -> Tree:
         """What belongs to each inner problem: leaves with a leading axis."""
-        parts = ("params", "state", "step", "horizon", "scale", "extra")
+        parts = ("params", "state", "step", "horizon", "scale", "shift", "extra")
         return {key: getattr(self, key) for key in parts}
 
 

@@ -113,6 +113,7 @@ class InnerConfig:
         rescale: Levels at which inner problems are randomly reparametrised; each problem draws one of them.
             The same level may be given several times; "none" leaves a problem as it is.
         rescale_range: Smallest and largest factor of the reparametrisation, log-uniform.
+        sensitivity: If given, inner problems react to updates by a random factor between these two more.
         compile: Compile the inner step, where the estimator can; takes some tens of seconds for each instance.
     """
 
@@ -131,6 +132,7 @@ class InnerConfig:
     stagger: bool = True
     rescale: tuple[Literal["none"] | Level, ...] = ("none",)
     rescale_range: tuple[float, float] = (1e-3, 1e3)
+    sensitivity: tuple[float, float] | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:

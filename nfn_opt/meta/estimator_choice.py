@@ -27,6 +27,7 @@ def make_estimator(config: MetaTrainConfig, family: FamilyConfig | None = None) 
         "shortest_horizon": family.shortest_horizon or inner.shortest_horizon,
         "stagger": inner.stagger,
         "reparametrization": inner.reparametrization(),
+        "sensitivity": inner.sensitivity,
     }
     if not inner.mixture:
         return _one(inner.estimator, inner, lengths)

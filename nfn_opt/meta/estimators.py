@@ -54,7 +54,7 @@ class TruncatedBackprop(Pieces):
         self, rule: UpdateRule, task: Task, carry: Carry, generator: torch.Generator, steps: int
     ) -> tuple[Tensor, Carry]:
         """Losses after each update, (K, n), with their graph, and the inner problems without one."""
-        scale = carry.scale or None
+        scale, shift = carry.scale or None, carry.shift or None
         end = unroll(
             rule,
             task,
@@ -67,10 +67,17 @@ class TruncatedBackprop(Pieces):
             differentiable=True,
             second_order=self.second_order,
             scale=scale,
+            shift=shift,
         )
         batch = task.batch(generator, len(carry.step))
         last, _ = losses_and_grads(
-            task, end.params, batch, differentiable=True, second_order=self.second_order, scale=scale
+            task,
+            end.params,
+            batch,
+            differentiable=True,
+            second_order=self.second_order,
+            scale=scale,
+            shift=shift,
         )
         after = dataclasses.replace(
             carry,

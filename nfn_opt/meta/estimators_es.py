@@ -121,6 +121,7 @@ class AntitheticES(Pieces):
                 total_steps=carry.horizon,
                 theta=theta,
                 scale=carry.scale or None,
+                shift=carry.shift or None,
             )
             history.append(losses)
         known = carry.extra["initial_loss"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nfn_opt.meta.carry import Carry
 from nfn_opt.meta.reparametrization import MixedReparametrization, Reparametrization
-from nfn_opt.meta.tasks import Task
+from nfn_opt.meta.tasks import Params, Task
 from nfn_opt.meta.trees import tree_map
 from nfn_opt.meta.unroll import init_state
 from nfn_opt.optim.rule import UpdateRule
@@ -65,6 +65,9 @@ class Pieces(MetaGradient):
         stagger: Spread the inner problems over all stages of training, by ending the first ones early:
             problem i of n first ends at the fraction (i + 1) / n of its horizon.
         reparametrization: Random change of units of each inner problem.
+        sensitivity: If given, each network reacts more or less strongly to updates, by a random factor s between
+            these two, its logarithm uniform: it is evaluated at :math:`w_0 + s (w - w_0)` with the initial
+            weights :math:`w_0`. A rule that is trained so has to find the step size that suits a problem.
     """
 
     tasks: int = 8
@@ -74,6 +77,7 @@ class Pieces(MetaGradient):
     shortest_horizon: int | None = None
     stagger: bool = True
     reparametrization: Reparametrization | MixedReparametrization | None = None
+    sensitivity: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.tasks < 1 or self.truncation < 1:
@@ -86,6 +90,8 @@ class Pieces(MetaGradient):
                 f"horizon is {self.horizon}, expected a positive multiple of the truncation, "
                 f"{self.truncation}; inner problems end at the end of a piece"
             )
+        if self.sensitivity is not None and not 0 < self.sensitivity[0] <= self.sensitivity[1]:
+            raise ValueError(f"sensitivity is {self.sensitivity}, expected two factors, 0 < least <= largest")
         for name, most in (("shortest_horizon", self.horizon), ("shortest_truncation", self.truncation)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
@@ -105,9 +111,10 @@ class Pieces(MetaGradient):
     @torch.no_grad()
     def fresh(self, rule: UpdateRule, task: Task, generator: torch.Generator) -> Carry:
         """Draw inner problems at their start."""
-        params = task.init(generator, self.tasks)
-        scale = self.reparametrization.sample(generator, params) if self.reparametrization else {}
-        params = {name: p / scale[name] if scale else p for name, p in params.items()}
+        weights = task.init(generator, self.tasks)
+        scale = self.reparametrization.sample(generator, weights) if self.reparametrization else {}
+        params = {name: w / scale[name] if scale else w for name, w in weights.items()}
+        scale, shift = self._sensitive(generator, weights, scale)
         device = next(iter(params.values())).device
         return Carry(
             params=params,
@@ -115,7 +122,21 @@ class Pieces(MetaGradient):
             step=torch.zeros(self.tasks, dtype=torch.int64, device=device),
             horizon=self._horizons(generator).to(device),
             scale=scale,
+            shift=shift,
         )
+
+    def _sensitive(self, generator: torch.Generator, weights: Params, scale: Params) -> tuple[Params, Params]:
+        """Scale and shift of networks that react to updates by a random factor more."""
+        if self.sensitivity is None:
+            return scale, {}
+        low, high = self.sensitivity
+        factors = _log_uniform(generator, (self.tasks,), low, high)
+        scales, shifts = {}, {}
+        for name, w in weights.items():
+            factor = factors.to(w.device, w.dtype).reshape(-1, *(1,) * (w.dim() - 1))
+            scales[name] = factor * scale[name] if scale else factor
+            shifts[name] = (1 - factor) * w
+        return scales, shifts
 
     def piece(self, generator: torch.Generator) -> int:
         """Draw the length of a piece."""
@@ -159,6 +180,6 @@ def finite_problems(losses: Tensor, after: Carry) -> Tensor:
     return finite
 
 
-def _log_uniform(generator: torch.Generator, shape: tuple[int, ...], low: int, high: int) -> Tensor:
+def _log_uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
     uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
     return torch.exp(math.log(low) + (math.log(high) - math.log(low)) * uniform)

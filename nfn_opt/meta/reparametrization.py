@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Level = Literal["global", "tensor", "parameter", "mixed"]
+Level = Literal["global", "tensor", "parameter"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Reparametrization:
 
     Attributes:
         level: One :math:`s` for all parameters of a problem (``"global"``), for each tensor, or for each
-            single parameter; ``"mixed"``: each problem draws one of none, global and tensor.
+            single parameter.
         low: Smallest :math:`s`; :math:`\ln s` is uniform.
         high: Largest :math:`s`.
 
@@ -47,25 +47,12 @@ class Reparametrization:
     def sample(self, generator: torch.Generator, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Draw the scales of ``n`` problems; each broadcasts with its parameter ``(n, *shape)``."""
         n = len(next(iter(params.values())))
-        shared = self._draw(generator, (n,)) if self.level in ("global", "mixed") else None
-        if shared is not None and self.level == "mixed":
-            return self._mixed(generator, params, shared)
+        shared = self._draw(generator, (n,)) if self.level == "global" else None
         scales = {}
         for name, p in params.items():
             shape = p.shape if self.level == "parameter" else (n, *(1,) * (p.dim() - 1))
             scale = self._draw(generator, shape) if shared is None else shared.reshape(shape)
             scales[name] = scale.to(p.device, p.dtype)
-        return scales
-
-    def _mixed(
-        self, generator: torch.Generator, params: Mapping[str, Tensor], shared: Tensor
-    ) -> dict[str, Tensor]:
-        level = torch.randint(3, shared.shape, generator=generator, device=generator.device)
-        scales = {}
-        for name, p in params.items():
-            scale = torch.where(level == 1, shared, torch.ones_like(shared))
-            scale = torch.where(level == 2, self._draw(generator, shared.shape), scale)
-            scales[name] = scale.reshape(-1, *(1,) * (p.dim() - 1)).to(p.device, p.dtype)
         return scales
 
     def _draw(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:

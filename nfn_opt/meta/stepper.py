@@ -61,6 +61,7 @@ class InnerStep:
         total_steps: Tensor | None = None,
         theta: Mapping[str, Tensor] | None = None,
         scale: Mapping[str, Tensor] | None = None,
+        shift: Mapping[str, Tensor] | None = None,
     ) -> Stepped:
         """Make the update.
 
@@ -72,6 +73,7 @@ class InnerStep:
             total_steps: Length of the training of each, int64, shape (n,), where known.
             theta: Outer parameters for each network, ``{name: (n, *shape)}``; those of the rule if ``None``.
             scale: Reparametrisation, as for :func:`nfn_opt.meta.unroll`.
+            shift: What is added after it, likewise.
 
         Returns:
             New parameters, new state, and the losses (n,) before the update.
@@ -79,11 +81,11 @@ class InnerStep:
         shared = theta is None
         values: Params = dict(self.rule.named_parameters() if theta is None else theta)
         if not self.compiled:
-            return self._eager(shared, values, dict(params), state, batch, step, total_steps, scale)
-        arguments = (values, dict(params), state, batch, step, total_steps, scale)
+            return self._eager(shared, values, dict(params), state, batch, step, total_steps, scale, shift)
+        arguments = (values, dict(params), state, batch, step, total_steps, scale, shift)
         if self.task.traceable:
             return self._run(self._whole, shared, arguments)
-        losses, grads = losses_and_grads(self.task, params, batch, scale=scale, **self._options)
+        losses, grads = losses_and_grads(self.task, params, batch, scale=scale, shift=shift, **self._options)
         feature = losses if self._options["second_order"] else losses.detach()
         found = (values, dict(params), grads, state, feature, step, total_steps)
         moved, state = self._run(self._update, shared, found)
@@ -113,8 +115,9 @@ class InnerStep:
         step: Tensor,
         total_steps: Tensor | None,
         scale: Mapping[str, Tensor] | None,
+        shift: Mapping[str, Tensor] | None,
     ) -> Stepped:
-        losses, grads = losses_and_grads(self.task, params, batch, scale=scale, **self._options)
+        losses, grads = losses_and_grads(self.task, params, batch, scale=scale, shift=shift, **self._options)
         feature = losses if self._options["second_order"] else losses.detach()
         moved, state = self._update(shared, theta, params, grads, state, feature, step, total_steps)
         return moved, state, losses
@@ -174,6 +177,7 @@ def losses_and_grads(
     differentiable: bool = False,
     second_order: bool = False,
     scale: Mapping[str, Tensor] | None = None,
+    shift: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Params]:
     """Losses (n,) of ``n`` networks and their gradients ``{name: (n, *shape)}``.
 
@@ -187,11 +191,12 @@ def losses_and_grads(
         differentiable: Whether the losses can be differentiated with respect to ``params``.
         second_order: Whether the gradients can, too.
         scale: As for :func:`nfn_opt.meta.unroll`.
+        shift: Likewise.
 
     Raises:
         NotImplementedError: If second derivatives are asked of a task that only estimates its gradient.
     """
-    estimated = _estimated(task, params, batch, scale)
+    estimated = _estimated(task, params, batch, scale, shift)
     if estimated is not None:
         if second_order:
             raise NotImplementedError(
@@ -206,8 +211,7 @@ def losses_and_grads(
                 name: p if second_order and p.requires_grad else p.detach().requires_grad_()
                 for name, p in params.items()
             }
-            points = leaves if scale is None else {name: p * scale[name] for name, p in leaves.items()}
-            losses = task.losses(points, batch)
+            losses = task.losses(_points(leaves, scale, shift), batch)
             grads = list(torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=second_order))
     if not second_order:
         losses = losses.detach()
@@ -216,17 +220,31 @@ def losses_and_grads(
     return losses, dict(zip(params, grads, strict=True))
 
 
+def _points(
+    params: Mapping[str, Tensor], scale: Mapping[str, Tensor] | None, shift: Mapping[str, Tensor] | None
+) -> Params:
+    """Where the networks are evaluated."""
+    points = dict(params)
+    if scale is not None:
+        points = {name: p * scale[name] for name, p in points.items()}
+    return points if shift is None else {name: p + shift[name] for name, p in points.items()}
+
+
 def _estimated(
-    task: Task, params: Mapping[str, Tensor], batch: Any, scale: Mapping[str, Tensor] | None
+    task: Task,
+    params: Mapping[str, Tensor],
+    batch: Any,
+    scale: Mapping[str, Tensor] | None,
+    shift: Mapping[str, Tensor] | None,
 ) -> tuple[Tensor, Params] | None:
     """What a task without derivative gives; by the chain rule the gradient is scaled, too."""
     if task.traceable:
         return None
-    points = {name: p.detach() for name, p in params.items()}
-    if scale is None:
-        return task.losses_and_grads(points, batch)
-    found = task.losses_and_grads({name: p * scale[name] for name, p in points.items()}, batch)
-    return found and (found[0], {name: g * scale[name] for name, g in found[1].items()})
+    points = _points({name: p.detach() for name, p in params.items()}, scale, shift)
+    found = task.losses_and_grads(points, batch)
+    if found is None or scale is None:
+        return found
+    return found[0], {name: g * scale[name] for name, g in found[1].items()}
 
 
 class _KnownGradient(torch.autograd.Function):

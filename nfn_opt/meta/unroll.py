@@ -44,6 +44,7 @@ def unroll(
     differentiable: bool = False,
     second_order: bool = False,
     scale: Mapping[str, Tensor] | None = None,
+    shift: Mapping[str, Tensor] | None = None,
     theta: Mapping[str, Tensor] | None = None,
     total_steps: int | Tensor | None = None,
     inner: InnerStep | None = None,
@@ -67,6 +68,7 @@ def unroll(
             the inner parameters, which gives the exact gradient of the losses. Otherwise :math:`g_t` is held
             constant: the Hessian of the inner loss is left out, which saves time and memory.
         scale: Reparametrisation: the networks are evaluated at ``scale[name] * params[name]``, broadcast.
+        shift: What is added to that, broadcast.
         theta: Outer parameters of each network, ``{parameter name of the rule: (n, *shape)}``; without, all
             networks are trained with the parameters of the rule.
         total_steps: Length of the whole training, for rules that ask for it: one for all, or shape (n,).
@@ -95,7 +97,7 @@ def unroll(
         for t in range(steps):
             batch = task.batch(generator, n)
             params, state, losses = inner(
-                params, state, batch, step=start + t, total_steps=total, theta=theta, scale=scale
+                params, state, batch, step=start + t, total_steps=total, theta=theta, scale=scale, shift=shift
             )
             history.append(losses)
     return Unrolled(params, state, torch.stack(history))

@@ -13,6 +13,7 @@ from nfn_opt.meta import (
     Carry,
     ClassificationTask,
     Reparametrization,
+    Task,
     TaskWrapper,
     TruncatedBackprop,
     init_state,
@@ -212,3 +213,25 @@ def test_a_foreign_carry_is_refused(tiny_task: ClassificationTask) -> None:
 def test_refused_options(options: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         TruncatedBackprop(**options)  # type: ignore[arg-type]
+
+
+def test_sensitive_networks_start_alike_and_react_more(tiny_task: Task, generator: torch.Generator) -> None:
+    rule = make_rule("sgd", lr=0.01).double()
+    seed = generator.get_state()
+    moved = []
+    for factors in (None, (1.0, 1.0), (3.0, 3.0)):
+        generator.set_state(seed)
+        estimator = TruncatedBackprop(tasks=2, truncation=1, horizon=50, stagger=False, sensitivity=factors)
+        carry = estimator.start(rule, tiny_task, generator)
+        generator.set_state(seed)
+        _, after = estimator.step(rule, tiny_task, carry, generator)
+        weights = {
+            name: p * after.scale.get(name, 1.0) + after.shift.get(name, 0.0)
+            for name, p in after.params.items()
+        }
+        moved.append({name: w - carry.params[name] for name, w in weights.items()})
+    for name, change in moved[0].items():
+        torch.testing.assert_close(moved[1][name], change)
+        torch.testing.assert_close(moved[2][name], 9 * change)  # a steeper loss, and longer steps
+    with pytest.raises(ValueError, match="sensitivity is"):
+        TruncatedBackprop(sensitivity=(0.0, 1.0))
