@@ -65,7 +65,7 @@ class AntitheticES(Pieces):
         initial = torch.full((self.tasks,), torch.nan, device=carry.step.device)
         past = {
             name: torch.zeros((self.tasks, *p.shape), dtype=p.dtype, device=p.device)
-            for name, p in rule.named_parameters()
+            for name, p in _trained(rule)
         }
         carry = dataclasses.replace(carry, extra={"initial_loss": initial, "past_noise": past})
         return carry.repeated(2)
@@ -76,7 +76,8 @@ class AntitheticES(Pieces):
     ) -> tuple[Tensor, Carry]:
         """See :class:`MetaGradient`."""
         steps, noise = self.piece(generator), self._noise(rule, generator)
-        theta = {name: torch.cat([p + noise[name], p - noise[name]]) for name, p in rule.named_parameters()}
+        theta = {name: p.expand(2 * self.tasks, *p.shape) for name, p in rule.named_parameters()}
+        theta |= {name: torch.cat([p + noise[name], p - noise[name]]) for name, p in _trained(rule)}
         losses, after = self._advance(rule, task, carry, theta, steps, generator)
         finite = finite_problems(losses, after)
         finite = (finite[: self.tasks] & finite[self.tasks :]).repeat(2)
@@ -93,7 +94,7 @@ class AntitheticES(Pieces):
 
     def _noise(self, rule: UpdateRule, generator: torch.Generator) -> Params:
         noise = {}
-        for name, p in rule.named_parameters():
+        for name, p in _trained(rule):
             shape = (self.tasks, *p.shape)
             drawn = torch.randn(shape, generator=generator, dtype=p.dtype, device=generator.device)
             noise[name] = self.sigma * drawn.to(p.device)
@@ -131,9 +132,14 @@ class AntitheticES(Pieces):
 
     def _accumulate(self, rule: UpdateRule, difference: Tensor, cause: Params, count: Tensor) -> None:
         weights = difference / (2 * self.sigma**2 * count)
-        for name, p in rule.named_parameters():
+        for name, p in _trained(rule):
             gradient = torch.einsum("n,n...->...", weights.to(p.dtype), cause[name])
             p.grad = gradient if p.grad is None else p.grad + gradient
+
+
+def _trained(rule: UpdateRule) -> list[tuple[str, Tensor]]:
+    """Outer parameters that are trained; the others are not perturbed, which would only add noise."""
+    return [(name, p) for name, p in rule.named_parameters() if p.requires_grad]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

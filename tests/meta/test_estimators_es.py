@@ -243,3 +243,18 @@ def test_measures() -> None:
     assert float(Objective(measure="relative", cap=1)(losses, initial, progress)) == 0.75
     log = Objective(measure="log", cap=9, emphasis=1.0)(losses, initial, progress)
     assert float(log) == pytest.approx(-0.5 * math.log(2))
+
+
+def test_what_is_not_trained_is_not_perturbed(tiny_task: Task) -> None:
+    grads = []
+    for frozen in (False, True):
+        generator = torch.Generator().manual_seed(5)
+        rule = make_rule("sgd", lr=0.1, momentum=0.5).double()
+        rule.get_parameter("momentum").requires_grad_(not frozen)
+        estimator = EvolutionStrategies(tasks=2, truncation=4, horizon=4, sigma=1e-6)
+        carry = estimator.start(rule, tiny_task, generator)
+        assert ("momentum" in carry.extra["past_noise"]) is not frozen
+        estimator.step(rule, tiny_task, carry, generator)
+        grads.append(rule.get_parameter("momentum").grad)
+    assert grads[0] is not None
+    assert grads[1] is None
