@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from nfn_opt.optim.classic_base import (
     Memory,
+    MomentConfig,
+    MomentRule,
     PerTensorRule,
     accumulate_moments,
     adam_direction,
     check_range,
-    init_moments,
 )
 from nfn_opt.optim.rule import register_rule
 from nfn_opt.optim.scalars import decay, positive
@@ -82,30 +83,12 @@ class SGDRule(PerTensorRule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamConfig:
-    """Initial values of :class:`AdamRule`.
-
-    Attributes:
-        lr: Step size.
-        beta1: Decay of the mean of gradients.
-        beta2: Decay of the mean of squared gradients.
-        eps: Added to the root of the second; not learned.
-    """
-
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        check_range("lr", self.lr)
-        check_range("beta1", self.beta1, 0.0, 1.0)
-        check_range("beta2", self.beta2, 0.0, 1.0)
-        check_range("eps", self.eps)
+class AdamConfig(MomentConfig):
+    """Initial values of :class:`AdamRule`, those of :class:`MomentConfig`."""
 
 
 @register_rule
-class AdamRule(PerTensorRule):
+class AdamRule(MomentRule):
     r"""Adam (arXiv:1412.6980), as :class:`torch.optim.Adam`, with learnable :math:`\alpha, \beta_1, \beta_2`.
 
     .. math:: u_t = -\alpha \, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
@@ -115,23 +98,12 @@ class AdamRule(PerTensorRule):
     config_class = AdamConfig
     config: AdamConfig
 
-    def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
-        """Offsets of zero: the rule starts exactly at its configuration."""
-        self.log_lr = nn.Parameter(torch.zeros(()))
-        self.beta1 = nn.Parameter(torch.zeros(()))
-        self.beta2 = nn.Parameter(torch.zeros(()))
-
-    def init_tensor(self, name: str, param: Tensor) -> Memory:
-        """Moments and a step count of zero."""
-        return init_moments(param)
-
     def update_tensor(self, name: str, param: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """See :class:`PerTensorRule`."""
         config, dtype = self.config, grad.dtype
-        beta1, beta2 = decay(config.beta1, self.beta1).to(dtype), decay(config.beta2, self.beta2).to(dtype)
+        beta1, beta2 = self.betas(dtype)
         memory = accumulate_moments(memory, grad, beta1, beta2)
-        alpha = positive(config.lr, self.log_lr).to(dtype)
-        return -alpha * adam_direction(memory, beta1, beta2, config.eps), memory
+        return -self.alpha(dtype) * adam_direction(memory, beta1, beta2, config.eps), memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfn_opt.optim.rule import State, Tensors, UpdateRule
-from nfn_opt.optim.scalars import safe_sqrt
+from nfn_opt.optim.scalars import decay, positive, safe_sqrt
 from nfn_opt.weight_space import WeightSpace
 
 Memory = dict[str, Tensor]
@@ -57,6 +58,54 @@ def check_range(name: str, value: float, low: float = 0.0, high: float = float("
     """
     if not low <= value < high:
         raise ValueError(f"{name} is {value!r}, expected a number in [{low}, {high})")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MomentConfig:
+    """Initial values that the rules with Adam's moments share.
+
+    Attributes:
+        lr: Step size.
+        beta1: Decay of the mean of gradients.
+        beta2: Decay of the mean of squared gradients.
+        eps: Added to the root of the second; not learned.
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_range("lr", self.lr)
+        check_range("beta1", self.beta1, 0.0, 1.0)
+        check_range("beta2", self.beta2, 0.0, 1.0)
+        check_range("eps", self.eps)
+
+
+class MomentRule(PerTensorRule, abc.ABC):
+    """A rule with Adam's moments, whose step size and decays are learned."""
+
+    config: MomentConfig
+
+    def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
+        """Offsets of zero: the rule starts exactly at its configuration."""
+        self.log_lr = nn.Parameter(torch.zeros(()))
+        self.beta1 = nn.Parameter(torch.zeros(()))
+        self.beta2 = nn.Parameter(torch.zeros(()))
+
+    def init_tensor(self, name: str, param: Tensor) -> Memory:
+        """Moments and a step count of zero."""
+        return init_moments(param)
+
+    def alpha(self, dtype: torch.dtype) -> Tensor:
+        """The learned step size."""
+        return positive(self.config.lr, self.log_lr).to(dtype)
+
+    def betas(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The learned decays."""
+        config = self.config
+        return decay(config.beta1, self.beta1).to(dtype), decay(config.beta2, self.beta2).to(dtype)
 
 
 def init_moments(param: Tensor) -> Memory:

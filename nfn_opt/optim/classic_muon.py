@@ -12,26 +12,25 @@ from torch import Tensor, nn
 
 from nfn_opt.optim.classic_base import (
     Memory,
-    PerTensorRule,
+    MomentConfig,
+    MomentRule,
     accumulate_moments,
     adam_direction,
     check_range,
-    init_moments,
 )
 from nfn_opt.optim.orthogonal import orthogonalise
 from nfn_opt.optim.rule import register_rule
-from nfn_opt.optim.scalars import decay, positive
+from nfn_opt.optim.scalars import decay
 from nfn_opt.weight_space import WeightSpace
 
 Adjustment = Literal["original", "match_rms_adamw"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MuonConfig:
-    """Initial values of :class:`MuonRule`.
+class MuonConfig(MomentConfig):
+    """Initial values of :class:`MuonRule`: those of :class:`MomentConfig`, the decays being AdamW's, and more.
 
     Attributes:
-        lr: Step size.
         momentum: Decay of the mean of gradients of matrices.
         nesterov: Whether to look ahead along the momentum.
         weight_decay: Decoupled weight decay, of all tensors; not learned.
@@ -41,12 +40,8 @@ class MuonConfig:
         bfloat16: Whether matrices are orthogonalised in bfloat16, as torch does, or in their own type.
         exclude: Patterns of the names of matrices that AdamW trains, such as ``"*embedding*"``.
         adamw_ratio: Step size of AdamW over ``lr``.
-        beta1: AdamW's decay of the mean of gradients.
-        beta2: AdamW's decay of the mean of squared gradients.
-        eps: Added to the root of the second; not learned.
     """
 
-    lr: float = 1e-3
     momentum: float = 0.95
     nesterov: bool = True
     weight_decay: float = 0.0
@@ -54,15 +49,12 @@ class MuonConfig:
     bfloat16: bool = False
     exclude: tuple[str, ...] = ()
     adamw_ratio: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "adamw_ratio", "eps"):
+        super().__post_init__()
+        for name in ("weight_decay", "adamw_ratio"):
             check_range(name, getattr(self, name))
-        for name in ("momentum", "beta1", "beta2"):
-            check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("momentum", self.momentum, 0.0, 1.0)
         if self.adjustment not in get_args(Adjustment):
             raise ValueError(
                 f"adjustment is {self.adjustment!r}, expected one of {', '.join(get_args(Adjustment))}"
@@ -71,7 +63,7 @@ class MuonConfig:
 
 
 @register_rule
-class MuonRule(PerTensorRule):
+class MuonRule(MomentRule):
     r"""Muon, as :class:`torch.optim.Muon`, for matrices, and AdamW for the rest, with learnable step and decays.
 
     .. math::
@@ -88,10 +80,8 @@ class MuonRule(PerTensorRule):
 
     def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
         """Offsets of zero: the rule starts exactly at its configuration."""
-        self.log_lr = nn.Parameter(torch.zeros(()))
+        super().reset(generator, space)
         self.momentum = nn.Parameter(torch.zeros(()))
-        self.beta1 = nn.Parameter(torch.zeros(()))
-        self.beta2 = nn.Parameter(torch.zeros(()))
 
     def orthogonalised(self, name: str, param: Tensor) -> bool:
         """Whether a tensor is treated as a matrix."""
@@ -101,11 +91,11 @@ class MuonRule(PerTensorRule):
         """A momentum, or moments and a step count, of zero."""
         if self.orthogonalised(name, param):
             return {"momentum": torch.zeros_like(param)}
-        return init_moments(param)
+        return super().init_tensor(name, param)
 
     def update_tensor(self, name: str, param: Tensor, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """See :class:`PerTensorRule`."""
-        alpha = positive(self.config.lr, self.log_lr).to(grad.dtype)
+        alpha = self.alpha(grad.dtype)
         if self.orthogonalised(name, param):
             direction, memory = self._matrix(grad, memory)
         else:
@@ -127,7 +117,6 @@ class MuonRule(PerTensorRule):
         return 0.2 * math.sqrt(max(rows, columns))
 
     def _rest(self, grad: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        config, dtype = self.config, grad.dtype
-        beta1, beta2 = decay(config.beta1, self.beta1).to(dtype), decay(config.beta2, self.beta2).to(dtype)
+        beta1, beta2 = self.betas(grad.dtype)
         memory = accumulate_moments(memory, grad, beta1, beta2)
-        return adam_direction(memory, beta1, beta2, config.eps), memory
+        return adam_direction(memory, beta1, beta2, self.config.eps), memory
