@@ -91,6 +91,21 @@ def apply_layer(
     return [x.reshape(-1, x.shape[-1]).t() for x in outputs]
 
 
+def neighbours_layer(channels: int, scale: float, generator: torch.Generator) -> RelationLinear:
+    """A layer by which a weight hears all others that stand in a relation to it, and not itself.
+
+    Args:
+        channels: Channels that come in and go out.
+        scale: Factor of its initial weights.
+        generator: Source of these.
+    """
+    layer = RelationLinear(
+        representative_space(), channels, channels, bias=False, generator=generator, own=False
+    )
+    layer.weight.data.mul_(scale)
+    return layer
+
+
 def representative_space() -> WeightSpace:
     """A small multilayer perceptron, in which tensors stand in all common relations to one another.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.layers import RelationLinear
-from nfn_opt.optim.equivariant import apply_layer, representative_space
+from nfn_opt.optim.equivariant import apply_layer, neighbours_layer
 from nfn_opt.optim.first_layer import Preactivation, affine, initial_weight
 from nfn_opt.optim.learned import LearnedConfig, LearnedRule
 from nfn_opt.optim.pointwise import PointwiseMLP
@@ -86,11 +86,7 @@ class RelationalRule(LearnedRule):
         self.readout_bias = torch.nn.Parameter(torch.zeros(1))
         self.neighbours: RelationLinear | None = None
         if config.neighbours:
-            layer = RelationLinear(
-                representative_space(), width, width, bias=False, generator=generator, own=False
-            )
-            layer.weight.data.mul_(config.neighbour_scale)
-            self.neighbours = layer
+            self.neighbours = neighbours_layer(width, config.neighbour_scale, generator)
 
     def body(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
         """See :class:`LearnedRule`."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nfn_opt.layers import RelationLinear
 from nfn_opt.optim.accumulators import Accumulators
-from nfn_opt.optim.equivariant import apply_layer, representative_space
-from nfn_opt.optim.feature_rule import check_features
+from nfn_opt.optim.equivariant import apply_layer, neighbours_layer
+from nfn_opt.optim.feature_rule import check_factors, check_reading
 from nfn_opt.optim.features import EPS, FEATURES, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
 from nfn_opt.optim.layout import Layout, Segment
@@ -78,13 +78,19 @@ class SpectralConfig:
     def __post_init__(self) -> None:
         for field in ("features", "hidden", "momentum_decays", "factor_decays"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        check_features(self.features)
+        check_factors(self.features, self.momentum_decays, self.factor_decays)
+        check_reading(
+            self.features,
+            (*self.momentum_decays, self.second_moment_decay, *self.factor_decays),
+            self.hidden,
+            lr=self.lr,
+            vector_lr=self.vector_lr,
+            correction=self.correction,
+            gradient_clip=self.gradient_clip,
+        )
         for feature in ("gradient", "momentum"):
             if feature not in self.features:
                 raise ValueError(f"features are {self.features}, expected {feature!r} among them")
-        for field in ("lr", "vector_lr", "correction", "gradient_clip"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, expected a positive number")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup!r}, expected a share between 0 and 1")
 
@@ -142,11 +148,7 @@ class SpectralRule(UpdateRule):
         self.coupled = config.neighbours
         self.neighbours: RelationLinear | None = None
         if config.neighbours:
-            width = config.hidden[-1]
-            self.neighbours = RelationLinear(
-                representative_space(), width, width, bias=False, generator=generator, own=False
-            )
-            self.neighbours.weight.data.mul_(config.neighbour_scale)
+            self.neighbours = neighbours_layer(config.hidden[-1], config.neighbour_scale, generator)
         self.control = StepControl(
             start=(config.lr, config.vector_lr),
             rate=config.rate,

@@ -77,21 +77,6 @@ def test_closure_is_called_once_with_gradients_and_its_loss_returned(mlp: Update
     assert optimizer.step() is None
 
 
-def test_closure_that_raises_changes_nothing(mlp: UpdateRule) -> None:
-    model = make_model()
-    optimizer = LearnedOptimizer(model.parameters(), mlp)
-    train(model, optimizer, 2)
-    before = weights(model), snapshot(optimizer)
-
-    def closure() -> float:
-        loss_of(model).backward()
-        raise RuntimeError("data loader")
-
-    with pytest.raises(RuntimeError, match="data loader"):
-        optimizer.step(closure)
-    same((weights(model), snapshot(optimizer)), before)
-
-
 def test_groups_have_their_own_lr_and_weight_decay(rule: UpdateRule) -> None:
     model, reference = make_model(torch.float64), make_model(torch.float64)
     groups = [
