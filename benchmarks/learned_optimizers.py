@@ -45,7 +45,7 @@ from benchmarks.learned_optimizers_time import step_milliseconds
 from nfn_opt.meta import suite
 from nfn_opt.meta.run_folder import environment, write_json
 
-LONG_TASKS = ("cnn-mnist", "irnn-text", "siren-digit", "autoencoder-mnist")
+LONG_TASKS = ("cnn-mnist", "transformer-text-small", "siren-digit", "autoencoder-mnist")
 """Tasks that are also trained for longer."""
 
 FACTORS = (2, 5)

@@ -39,6 +39,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 BASELINE = "adam"
 
+TRAININGS_PER_PROCESS = 8
+"""Trainings after which a worker is replaced: compiled steps stay in memory."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -195,7 +198,9 @@ def carry_out_all(
             yield training, carry_out(training, options, folder)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_one_thread, max_tasks_per_child=TRAININGS_PER_PROCESS
+    ) as pool:
         jobs = {pool.submit(carry_out, training, options, folder): training for training in trainings}
         try:
             for job in concurrent.futures.as_completed(jobs):

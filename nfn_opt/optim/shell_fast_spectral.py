@@ -72,10 +72,13 @@ def _bounded(control: StepControl) -> bool:
     powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"])
     powers += largest["log_lr"] + largest["schedule"]
     exponent = max(map(math.log, control.start)) + GAIN * powers + 2 + HIGHEST
-    hidden = LARGEST_LOGARITHM * control.weight.numel() * largest["weight"] + largest["bias"]
+    network = [0.0]
+    if control.hidden:
+        inputs = LARGEST_LOGARITHM * control.weight.numel() * largest["weight"] + largest["bias"]
+        network = [inputs, largest["out"]]
     limits = [
         (exponent, math.log(LARGEST_STEP)),
-        *((value, BOUND) for value in (hidden, largest["out"], largest["target"])),
+        *((value, BOUND) for value in (*network, largest["target"])),
         *((GAIN * largest[name], 60.0) for name in ("decay", "warmup", "rate")),
     ]
     return all(value < limit for value, limit in limits)

@@ -46,7 +46,8 @@ class SpectralConfig:
         size_exponent: Power of the root mean square of the tensor at its start that it grows with.
         features: Names of the features, see :mod:`nfn_opt.optim.features`.
         hidden: Widths of the hidden layers that every weight goes through on its own.
-        control: Width of the network that sets the step size of each tensor.
+        control: Width of a network that adds to the step size of each tensor; 0 for none. What it learns on small
+            fully connected networks makes others worse.
         correction: Scale of the initial weights of the last layer, beside the momentum that the rule starts as.
         neighbours: Whether the hidden channels of a weight also hear those of others, by an equivariant layer whose
             weights are shared by relation.
@@ -66,7 +67,7 @@ class SpectralConfig:
     size_exponent: float = 1.0
     features: tuple[str, ...] = FEATURES
     hidden: tuple[int, ...] = (8, 8)
-    control: int = 8
+    control: int = 0
     correction: float = 0.1
     neighbours: bool = False
     neighbour_scale: float = 0.1

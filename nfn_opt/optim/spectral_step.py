@@ -144,7 +144,7 @@ class StepControl(nn.Module):
         width_exponent: Initial :math:`\gamma_k`.
         size_exponent: Initial :math:`\beta_k`.
         momenta: Number of momenta.
-        hidden: Width of the hidden layer of :math:`c`.
+        hidden: Width of the hidden layer of :math:`c` and :math:`r`; 0 for none, which are 0 then.
         generator: Source of its initial weights.
     """
 
@@ -171,9 +171,11 @@ class StepControl(nn.Module):
         self.decay = nn.Parameter(torch.zeros(2))
         self.warmup = nn.Parameter(torch.zeros(()))
         self.schedule = nn.Parameter(torch.zeros(2, len(MILESTONES)))
-        self.weight = initial_weight(hidden, 2 * momenta + 3 + len(MILESTONES), generator)
-        self.bias = nn.Parameter(torch.zeros(hidden))
-        self.out = initial_weight(2, hidden, generator, 0.01)
+        self.hidden = hidden
+        if hidden:
+            self.weight = initial_weight(hidden, 2 * momenta + 3 + len(MILESTONES), generator)
+            self.bias = nn.Parameter(torch.zeros(hidden))
+            self.out = initial_weight(2, hidden, generator, 0.01)
 
     def forward(
         self,
@@ -228,6 +230,8 @@ class StepControl(nn.Module):
 
     def _control(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """What each tensor gets for itself: a logarithm within 2 of 0, and how fast to move on, shape (T,) each."""
+        if not self.hidden:
+            return torch.zeros_like(z[:, 0]), torch.zeros_like(z[:, 0])
         hidden = torch.relu(F.linear(z, self.weight, self.bias))
         factor, rate = torch.tanh(GAIN * F.linear(hidden, self.out) / 2).unbind(1)
         return 2 * factor, LARGEST_RATE * rate

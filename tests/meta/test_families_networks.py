@@ -46,11 +46,9 @@ def transformer() -> CharTask:
     return CharTask(network, TEXT, length=5, batch_size=3, dtype=torch.float64)
 
 
-def fitting() -> InrTask:
-    initializer = Initializer(kind="siren", omega=8.0)
-    return InrTask(
-        siren(7, 2, 3, 8.0), pictures(3), batch_size=9, initializer=initializer, dtype=torch.float64
-    )
+def fitting(batch_size: int | None = 9) -> InrTask:
+    initializer, network = Initializer(kind="siren", omega=8.0), siren(7, 2, 3, 8.0)
+    return InrTask(network, pictures(3), batch_size=batch_size, initializer=initializer, dtype=torch.float64)
 
 
 F64: Any = {"batch_size": 4, "dtype": torch.float64}
@@ -148,6 +146,8 @@ def test_every_network_fits_its_own_image(generator: torch.Generator) -> None:
     losses = task.full_losses(params)
     assert losses[0] != losses[1]
     torch.testing.assert_close(losses[0], losses[20])
+    everything = fitting(None)
+    torch.testing.assert_close(everything.losses(params, everything.batch(generator, 23)), losses)
 
 
 def test_excerpts_are_followed_by_their_next_character(generator: torch.Generator) -> None:

@@ -144,6 +144,8 @@ class InrFamily(ImageFamily):
         sources: Names of image sets; ``"photos"`` are patches of photographs.
         sizes: Heights and widths, in pixels.
         images: Number of images of an instance; network ``i`` fits image ``i % images``.
+        full_batch: Whether every update sees all pixels, as fits of small images usually do, in place of a random
+            32 to 256 of them.
     """
 
     family = "inr"
@@ -155,9 +157,10 @@ class InrFamily(ImageFamily):
         sources: Sequence[str] = ("photos", "digits"),
         sizes: Sequence[int] = (12, 16, 24, 32),
         images: int = 16,
+        full_batch: bool = False,
     ) -> None:
         super().__init__(data, sources=sources, sizes=sizes)
-        self.images = images
+        self.images, self.full_batch = images, full_batch
 
     def sample(self, generator: torch.Generator) -> Task:
         """See :class:`TaskFamily`."""
@@ -168,9 +171,10 @@ class InrFamily(ImageFamily):
         network = siren(
             round(log_uniform(generator, 16, 48)), integer(generator, 1, 3), channels, max(omega, 10.0)
         )
+        batch_size = round(log_uniform(generator, 32, 256))
         return InrTask(
             network,
             data.subset(chosen),
-            batch_size=round(log_uniform(generator, 32, 256)),
+            batch_size=None if self.full_batch else batch_size,
             initializer=Initializer(kind="siren", omega=max(omega, 10.0)),
         )

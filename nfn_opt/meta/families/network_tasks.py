@@ -244,7 +244,7 @@ class InrTask(NetworkTask):
     Args:
         network: From coordinates (B, 2) to values (B, C).
         data: Images, shape (M, H, W, C).
-        batch_size: Pixels in a minibatch, drawn with replacement.
+        batch_size: Pixels in a minibatch, drawn with replacement; ``None`` for all pixels at every step.
         initializer: See :class:`NetworkTask`.
         device: See :class:`NetworkTask`.
         dtype: See :class:`NetworkTask`.
@@ -255,7 +255,7 @@ class InrTask(NetworkTask):
         network: nn.Module,
         data: ImageData,
         *,
-        batch_size: int = 128,
+        batch_size: int | None = 128,
         initializer: Initializer | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -276,6 +276,8 @@ class InrTask(NetworkTask):
 
     def batch(self, generator: torch.Generator, n: int) -> Batch:
         """Coordinates (n, B, 2) and values (n, B, C)."""
+        if self.batch_size is None:
+            return self._all_pixels(n)
         shape = (n, self.batch_size)
         chosen = torch.randint(len(self.coordinates), shape, generator=generator, device=generator.device)
         chosen = chosen.to(self.device)
@@ -289,7 +291,9 @@ class InrTask(NetworkTask):
     @torch.no_grad()
     def full_losses(self, params: Mapping[str, Tensor]) -> Tensor:
         """Mean squared error over all pixels of each network's image."""
-        n = len(next(iter(params.values())))
+        return self.losses(params, self._all_pixels(len(next(iter(params.values())))))
+
+    def _all_pixels(self, n: int) -> Batch:
+        """Coordinates (n, H * W, 2) and values (n, H * W, C) of the images of ``n`` networks."""
         image = torch.arange(n, device=self.device).remainder(len(self.values))
-        batch = (self.coordinates.expand(n, *self.coordinates.shape), self.values[image])
-        return self.losses(params, batch)
+        return self.coordinates.expand(n, *self.coordinates.shape), self.values[image]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from nfn_opt.meta.families.control import CartPole, Pendulum
+from nfn_opt.meta.families.control import Acrobot, Pendulum
 from nfn_opt.meta.families.image_tasks import autoencode, classify
 from nfn_opt.meta.families.initializers import Initializer
-from nfn_opt.meta.families.modules import CharRecurrent, CharTransformer
+from nfn_opt.meta.families.modules import CharTransformer
 from nfn_opt.meta.families.network_tasks import CharTask, InrTask
 from nfn_opt.meta.families.networks import conv_autoencoder, conv_net, normed_mlp, residual_net, siren
 from nfn_opt.meta.families.policies import PolicyTask
@@ -47,8 +47,8 @@ def suite(names: Iterable[str] | None = None) -> tuple[SuiteTask, ...]:
         ValueError: If there is no task of a name.
 
     Example:
-        >>> [task.name for task in suite(["gru-text", "cnn-mnist"])]
-        ['cnn-mnist', 'gru-text']
+        >>> [task.name for task in suite(["siren-patch", "cnn-mnist"])]
+        ['cnn-mnist', 'siren-patch']
     """
     known = [task.name for task in SUITE]
     wanted = known if names is None else list(names)
@@ -66,6 +66,12 @@ def _cnn(data: DataSources, source: str) -> Task:
     images = data.images(source, 8)
     channels = (images.images.shape[-1], 8, 16)
     return classify(conv_net(channels, len(images.class_names)), images, batch_size=32)
+
+
+def _normed_cnn(data: DataSources, source: str) -> Task:
+    images = data.images(source, 8)
+    channels = (images.images.shape[-1], 12, 12)
+    return classify(conv_net(channels, len(images.class_names), "gelu", "group"), images, batch_size=32)
 
 
 def _resnet(data: DataSources, source: str) -> Task:
@@ -93,17 +99,6 @@ def _siren(data: DataSources, source: str, size: int, place: int) -> Task:
     return InrTask(network, images, batch_size=128, initializer=Initializer(kind="siren", omega=omega))
 
 
-def _recurrent(kind: str) -> Callable[[DataSources], Task]:
-    def build(data: DataSources) -> Task:
-        text = data.text()
-        with torch.device("meta"):
-            network = CharRecurrent(len(text.alphabet), 16, 32, kind)
-        initializer = Initializer(kind="irnn" if kind == "relu" else "default")
-        return CharTask(network, text, length=16, batch_size=8, initializer=initializer)
-
-    return build
-
-
 def _transformer(dim: int, initializer: Initializer) -> Callable[[DataSources], Task]:
     def build(data: DataSources) -> Task:
         text = data.text()
@@ -117,11 +112,9 @@ def _transformer(dim: int, initializer: Initializer) -> Callable[[DataSources], 
 SUITE: tuple[SuiteTask, ...] = (
     _images(_cnn, "cnn-mnist", "cnn", "mnist"),
     _images(_cnn, "cnn-cifar", "cnn", "cifar10"),
+    _images(_normed_cnn, "cnn-cifar-norm", "cnn", "cifar10"),
     _images(_resnet, "resnet-mnist", "residual-cnn", "mnist"),
     _images(_resnet, "resnet-cifar", "residual-cnn", "cifar10"),
-    SuiteTask("gru-text", "recurrent", _recurrent("gru")),
-    SuiteTask("lstm-text", "recurrent", _recurrent("lstm")),
-    SuiteTask("irnn-text", "recurrent", _recurrent("relu")),
     SuiteTask("transformer-text-small", "transformer", _transformer(24, Initializer())),
     SuiteTask("transformer-text", "transformer", _transformer(40, Initializer(kind="gpt"))),
     SuiteTask("siren-patch", "inr", lambda data: _siren(data, "photos", 32, 7), sources=("photos",)),
@@ -129,7 +122,7 @@ SUITE: tuple[SuiteTask, ...] = (
     _images(_autoencoder, "autoencoder-mnist", "autoencoder", "mnist"),
     _images(_autoencoder, "autoencoder-cifar", "autoencoder", "cifar10"),
     _images(_conv_autoencoder, "conv-autoencoder-mnist", "autoencoder", "mnist"),
-    SuiteTask("policy-cartpole", "policy", lambda data: PolicyTask(CartPole())),
+    SuiteTask("policy-acrobot", "policy", lambda data: PolicyTask(Acrobot(), horizon=150), horizon=300),
     SuiteTask("policy-pendulum", "policy", lambda data: PolicyTask(Pendulum())),
 )
 """The suite, in the order of its tables."""

@@ -45,11 +45,11 @@ FAMILIES: dict[str, FamilyEntry] = {
         FamilyEntry("train", MLPFamily),
         FamilyEntry("train", QuadraticFamily),
         FamilyEntry("train", TeacherStudentFamily),
+        FamilyEntry("train", RecurrentFamily),
         FamilyEntry("held out", CNNFamily),
         FamilyEntry("held out", ResidualCNNFamily),
         FamilyEntry("held out", AutoencoderFamily),
         FamilyEntry("held out", InrFamily),
-        FamilyEntry("held out", RecurrentFamily),
         FamilyEntry("held out", TransformerFamily),
         FamilyEntry("held out", PolicyFamily),
     )
@@ -76,7 +76,7 @@ def family_names(split: Split) -> tuple[str, ...]:
 
     Example:
         >>> family_names("train")
-        ('mlp', 'quadratic', 'teacher-student')
+        ('mlp', 'quadratic', 'teacher-student', 'recurrent')
     """
     return tuple(name for name, entry in FAMILIES.items() if entry.split == split)
 
