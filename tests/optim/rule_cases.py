@@ -31,7 +31,7 @@ RULES: dict[str, Callable[[], UpdateRule]] = {
     "nfn": lambda: make_rule("nfn"),
     "nfn, one layer": lambda: make_rule("nfn", hidden=(4,), channels=3, features=FEW),
     "spectral": lambda: make_rule("spectral"),
-    "spectral, neighbours": lambda: make_rule("spectral", neighbours=True),
+    "spectral, neighbours": lambda: make_rule("spectral", neighbours=True, control=5),
     "celo2 base": lambda: MLPRule(MLPConfig.celo2_base()),
     "celo2": lambda: MLPRule(MLPConfig.celo2()),
     "small_fc": lambda: make_rule("small_fc", generator=seeded(46)),

@@ -81,7 +81,7 @@ def test_steps_follow_the_share_of_the_training_done(rule: SpectralRule, generat
 
 
 def test_the_control_sees_whether_gradients_agree(generator: torch.Generator) -> None:
-    rule = SpectralRule().double()
+    rule = SpectralRule(SpectralConfig(control=8)).double()
     with torch.no_grad():
         rule.control.weight.zero_()
         rule.control.weight[0, 0] = 1.0  # the cosine with the first momentum
