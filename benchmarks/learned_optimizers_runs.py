@@ -39,9 +39,6 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 BASELINE = "adam"
 
-TRAININGS_PER_PROCESS = 8
-"""Trainings after which a worker is replaced: compiled steps stay in memory."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -177,6 +174,7 @@ def carry_out(training: Training, options: Options, folder: Path) -> Record:
             return _from_json(stored)
     start = time.perf_counter()
     found = _train(training, options)
+    torch._dynamo.reset()  # compiled steps would stay in memory
     record = dataclasses.replace(found, seconds=time.perf_counter() - start)
     write_json(path, {"signature": signature, **_to_json(record)})
     return record
@@ -198,9 +196,7 @@ def carry_out_all(
             yield training, carry_out(training, options, folder)
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_one_thread, max_tasks_per_child=TRAININGS_PER_PROCESS
-    ) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         jobs = {pool.submit(carry_out, training, options, folder): training for training in trainings}
         try:
             for job in concurrent.futures.as_completed(jobs):

@@ -58,10 +58,10 @@ class SpectralConfig:
         gradient_clip: Entries of the gradient are first cut to this absolute value.
     """
 
-    lr: float = 2e-3
-    vector_lr: float = 2e-3
-    rate: float = 0.03
-    target: float = 0.05
+    lr: float = 3e-3
+    vector_lr: float = 3e-3
+    rate: float = 0.01
+    target: float = 0.0
     warmup: float = 0.05
     width_exponent: float = 0.0
     size_exponent: float = 1.0
