@@ -53,7 +53,7 @@ def loss_of(names: dict[str, Any], model: nn.Module) -> float:
 def test_an_ordinary_script(run: Any) -> None:
     names = run("An ordinary script")
     assert loss_of(names, names["model"]) < 0.8 * loss_of(names, names["make_model"]())
-    assert [rule.kind for rule in names["optimizer"].rules.values()] == ["mlp", "adamw"]
+    assert [rule.kind for rule in names["optimizer"].rules.values()] == ["spectral", "adamw"]
 
 
 def test_lightning(run: Any) -> None:

@@ -119,7 +119,7 @@ def test_parameters_of_a_model_as_groups() -> None:
     assert [group.get("rule") for group in groups] == [None, "sgd", "adamw"]
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0, 1e-4]
     optimizer = LearnedOptimizer(groups, "default")
-    assert sorted(rule.kind for rule in optimizer.rules.values()) == ["adamw", "mlp", "sgd"]
+    assert sorted(rule.kind for rule in optimizer.rules.values()) == ["adamw", "sgd", "spectral"]
     model(torch.tensor([[1, 2]])).sum().backward()
     optimizer.step()
     assert len(parameter_groups(nn.Linear(2, 2, bias=False))) == 1
