@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +174,15 @@ def check_reading(
     for field, value in positive.items():
         if not value > 0:
             raise ValueError(f"{field} is {value!r}, expected a positive number")
+
+
+def check_features_and_factors(config: Any, **positive: float) -> None:
+    """Make tuples of a configuration's features, widths and decays, and check them and the numbers given."""
+    for field in ("features", "hidden", "momentum_decays", "factor_decays"):
+        object.__setattr__(config, field, tuple(getattr(config, field)))
+    check_factors(config.features, config.momentum_decays, config.factor_decays)
+    decays = (*config.momentum_decays, config.second_moment_decay, *config.factor_decays)
+    check_reading(config.features, decays, config.hidden, **positive)
 
 
 def check_factors(features: Sequence[str], momenta: Sequence[float], factors: Sequence[float]) -> None:

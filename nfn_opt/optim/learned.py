@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.optim.accumulators import Accumulated
-from nfn_opt.optim.feature_rule import FeatureRule, Reading, check_choice, check_factors, check_reading
+from nfn_opt.optim.feature_rule import FeatureRule, Reading, check_choice, check_features_and_factors
 from nfn_opt.optim.features import EPS, FEATURES
 from nfn_opt.optim.layout import Segment
 from nfn_opt.optim.matrices import Matrices, orthogonal_update
@@ -68,16 +68,11 @@ class LearnedConfig:
     vector_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in ("features", "hidden", "momentum_decays", "factor_decays"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
         check_choice("base", self.base, ("adam", "none"))
         check_choice("orthogonal", self.orthogonal, ("none", "positions", "flat"))
         check_choice("normalise_over", self.normalise_over, ("tensor", "matrix"))
-        check_factors(self.features, self.momentum_decays, self.factor_decays)
-        check_reading(
-            self.features,
-            (*self.momentum_decays, self.second_moment_decay, *self.factor_decays),
-            self.hidden,
+        check_features_and_factors(
+            self,
             lr=self.lr,
             gradient_clip=self.gradient_clip,
             eps=self.eps,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.optim.accumulators import Accumulated
-from nfn_opt.optim.feature_rule import FeatureRule, Reading, check_factors, check_reading
+from nfn_opt.optim.feature_rule import FeatureRule, Reading, check_features_and_factors
 from nfn_opt.optim.features import FEATURES
 from nfn_opt.optim.first_layer import Preactivation
 from nfn_opt.optim.pointwise import PointwiseMLP
@@ -48,13 +48,8 @@ class SmallFCConfig:
     gradient_clip: float = 1000.0
 
     def __post_init__(self) -> None:
-        for field in ("features", "hidden", "momentum_decays", "factor_decays"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        check_factors(self.features, self.momentum_decays, self.factor_decays)
-        check_reading(
-            self.features,
-            (*self.momentum_decays, self.second_moment_decay, *self.factor_decays),
-            self.hidden,
+        check_features_and_factors(
+            self,
             lr=self.lr,
             magnitude=self.magnitude,
             gradient_clip=self.gradient_clip,

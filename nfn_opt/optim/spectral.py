@@ -13,7 +13,7 @@ from torch import Tensor
 from nfn_opt.layers import RelationLinear
 from nfn_opt.optim.accumulators import Accumulators
 from nfn_opt.optim.equivariant import apply_layer, neighbours_layer
-from nfn_opt.optim.feature_rule import check_factors, check_reading
+from nfn_opt.optim.feature_rule import check_features_and_factors
 from nfn_opt.optim.features import EPS, FEATURES, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
 from nfn_opt.optim.layout import Layout, Segment
@@ -77,13 +77,8 @@ class SpectralConfig:
     gradient_clip: float = 1000.0
 
     def __post_init__(self) -> None:
-        for field in ("features", "hidden", "momentum_decays", "factor_decays"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        check_factors(self.features, self.momentum_decays, self.factor_decays)
-        check_reading(
-            self.features,
-            (*self.momentum_decays, self.second_moment_decay, *self.factor_decays),
-            self.hidden,
+        check_features_and_factors(
+            self,
             lr=self.lr,
             vector_lr=self.vector_lr,
             correction=self.correction,
