@@ -95,7 +95,7 @@ class FastStep:
         Yields:
             A parameter and its update, in its shape, to be *added*; it is overwritten when the next is asked for.
         """
-        told = Told.at(self.where, step, total_steps)
+        told = Told.at(self.where, step, total_steps, space)
         bias = self.form.first._bias(told.time)
         segments = Layout.of(space, tuple(entry.key for entry in found)).segments
         torch._foreach_add_([states[entry.key]["step"] for entry in found], 1)

@@ -20,6 +20,7 @@ from nfn_opt.optim.rule import UpdateRule
 from nfn_opt.optim.shell_fast_chunks import Where
 from nfn_opt.optim.shell_fast_features import Features, Piece
 from nfn_opt.optim.shell_fast_stack import Stack
+from nfn_opt.weight_space import WeightSpace
 
 BOUND = 1e14
 """Outputs of a network that is taken here are known to stay below this, so that their squares are finite."""
@@ -36,18 +37,20 @@ class Told:
         step: Number of updates made, shape ``()``.
         total_steps: Number of updates of the training, shape ``()``, where known.
         time: Time features, shape ``(11,)``.
+        space: The weight space, of all parameters.
     """
 
     step: Tensor
     total_steps: Tensor | None
     time: Tensor
+    space: WeightSpace
 
     @staticmethod
-    def at(where: Where, step: Tensor, total_steps: Tensor | None) -> Told:
+    def at(where: Where, step: Tensor, total_steps: Tensor | None, space: WeightSpace) -> Told:
         """On a device, features in a dtype."""
         step = step.to(where[0])
         total_steps = None if total_steps is None else total_steps.to(where[0])
-        return Told(step, total_steps, time_features(step, where[1]))
+        return Told(step, total_steps, time_features(step, where[1]), space)
 
 
 @dataclasses.dataclass(frozen=True)

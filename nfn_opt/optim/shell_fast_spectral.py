@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nfn_opt.optim.shell_fast_forms import BOUND, Form, Output, Told, largest_output, with_bias
 from nfn_opt.optim.spectral import REMEMBERED, SpectralRule, normalised
-from nfn_opt.optim.spectral_step import GAIN, HIGHEST, LARGEST_SIZE, StepControl, Sums
+from nfn_opt.optim.spectral_step import GAIN, HIGHEST, LARGEST_SIZE, StepControl, Sums, depth
 
 LARGEST_STEP = 1e28
 """Step sizes of a rule that is taken here are known to stay below this: updates are then finite in float32."""
@@ -28,7 +28,7 @@ class SpectralForm(Form):
     """
 
     rule_class = SpectralRule
-    methods: ClassVar = dict.fromkeys(("update", "step_sizes", "_values"), SpectralRule)
+    methods: ClassVar = dict.fromkeys(("update", "step_sizes", "decayed", "_values"), SpectralRule)
     beside, compares, also = True, True, ("gradient", "momentum", "parameter")
 
     def __init__(self, rule: SpectralRule) -> None:
@@ -41,14 +41,22 @@ class SpectralForm(Form):
         if rule.neighbours is not None or min(rule.config.momentum_decays) <= 0:
             return False
         outputs = largest_output(rule.first, with_bias(rule.rest)).sum()
+        if rule.shrinking is not None and not float(rule.shrinking) * GAIN < 10.0:
+            return False
         return float(outputs) < BOUND and rule.config.gradient_clip < BOUND and _bounded(rule.control)
 
     def finish(self, output: Output, told: Told) -> Sequence[Tensor]:
         """Normalised directions, orthogonal where they are matrices, times minus the step sizes."""
-        shape = output.segment.spec.shape
-        steps = self._steps(output, told).reshape(-1, *[1] * len(shape))
-        wholes = [one.reshape(1, *shape) for one in output.wholes(output.direction)]
-        return normalised(wholes[0] if len(wholes) == 1 else torch.cat(wholes)).mul_(-steps).unbind()
+        shape, rule = output.segment.spec.shape, self.rule
+        steps = self._steps(output, told)
+        directions = normalised(_together(output.wholes(output.direction), shape))
+        if rule.shrinking is None or len(shape) < 2:
+            return directions.mul_(-steps.reshape(-1, *[1] * len(shape))).unbind()
+        parameters = output.wholes(output.stack.parameter.to(directions))
+        return [
+            rule.decayed(one, p.reshape(shape), state["size"]).mul_(-step)
+            for one, p, state, step in zip(directions, parameters, output.states, steps, strict=True)
+        ]
 
     def _steps(self, output: Output, told: Told) -> Tensor:
         """Step sizes of the tensors, ``(tensors,)``; what they remember takes in the gradient."""
@@ -59,17 +67,23 @@ class SpectralForm(Form):
         found = Sums(square, momenta, output.per_tensor(sums.products), size)
         memory = {key: torch.stack([state[key] for state in states]) for key in REMEMBERED}
         steps, memory = self.rule.step_sizes(
-            [segment] * len(states), found, memory, told.step, told.total_steps
+            [segment] * len(states), found, memory, told.step, told.total_steps, depth(told.space)
         )
         for key, values in memory.items():
             torch._foreach_copy_([state[key] for state in states], list(values))
         return steps
 
 
+def _together(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Tensors stacked, ``(T, *shape)``; one is not copied."""
+    one = tensors[0].reshape(1, *shape)
+    return one if len(tensors) == 1 else torch.cat([one, *(x.reshape(1, *shape) for x in tensors[1:])])
+
+
 def _bounded(control: StepControl) -> bool:
     """Whether step sizes are finite, whatever the tensors and the time are."""
     largest = {name: float(p.double().abs().max()) for name, p in control.named_parameters()}
-    powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"])
+    powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"] + largest["depth"])
     powers += largest["log_lr"] + largest["schedule"]
     exponent = max(map(math.log, control.start)) + GAIN * powers + 2 + HIGHEST
     network = [0.0]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfn_opt.layers import RelationLinear
 from nfn_opt.optim.accumulators import Accumulators
@@ -21,11 +21,15 @@ from nfn_opt.optim.normalise import inverse_rms
 from nfn_opt.optim.orthogonal import orthogonalise
 from nfn_opt.optim.pointwise import PointwiseMLP
 from nfn_opt.optim.rule import State, Tensors, UpdateRule, register_rule
-from nfn_opt.optim.spectral_step import Agreement, StepControl, Sums, agreement, initial_size
+from nfn_opt.optim.scalars import positive
+from nfn_opt.optim.spectral_step import GAIN, Agreement, StepControl, Sums, agreement, depth, initial_size
 from nfn_opt.weight_space import WeightSpace
 
 AGREEMENT_RATE = 0.1
 """Rate of the running mean of cosines."""
+
+LARGEST_GROWTH = 1e4
+"""Weights count as at most this many times the initial size of their tensor, so that updates stay finite."""
 
 REMEMBERED = ("agreement", "size", "moved")
 """What is kept of each tensor for its step size: mean cosines (M,), initial size (), and its logarithm's way ()."""
@@ -44,6 +48,9 @@ class SpectralConfig:
         warmup: Share of the training over which the step size rises, where its length is known.
         width_exponent: Power of the fan-in that the step size falls with.
         size_exponent: Power of the root mean square of the tensor at its start that it grows with.
+        depth_exponent: Power of the number of tensors with two or more axes that it falls with.
+        weight_decay: How strongly matrices decay: at 1, one whose entries have the root mean square they started
+            with, by one update. 0 for no decay, and no outer parameter for it.
         features: Names of the features, see :mod:`nfn_opt.optim.features`.
         hidden: Widths of the hidden layers that every weight goes through on its own.
         control: Width of a network that adds to the step size of each tensor; 0 for none. What it learns on small
@@ -58,13 +65,15 @@ class SpectralConfig:
         gradient_clip: Entries of the gradient are first cut to this absolute value.
     """
 
-    lr: float = 3e-3
-    vector_lr: float = 3e-3
+    lr: float = 4e-3
+    vector_lr: float = 2e-3
     rate: float = 0.01
-    target: float = 0.0
+    target: float = -0.03
     warmup: float = 0.05
     width_exponent: float = 0.0
     size_exponent: float = 1.0
+    depth_exponent: float = 0.5
+    weight_decay: float = 0.01
     features: tuple[str, ...] = FEATURES
     hidden: tuple[int, ...] = (8, 8)
     control: int = 0
@@ -87,6 +96,8 @@ class SpectralConfig:
         for feature in ("gradient", "momentum"):
             if feature not in self.features:
                 raise ValueError(f"features are {self.features}, expected {feature!r} among them")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay!r}, expected 0 or a positive number")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup!r}, expected a share between 0 and 1")
 
@@ -97,19 +108,22 @@ class SpectralRule(UpdateRule):
 
     .. math::
         d = w \cdot \hat x + f_\theta(\hat x) \qquad
-        u = -\alpha_i(t) \cdot \begin{cases}
+        u = -\alpha_i(t) \, (o + \lambda \, [o \, p > 0] \, p / s_i) \qquad
+        o = \begin{cases}
             \sqrt{\max(m, n)} \, \mathrm{orthogonalise}(d) & \text{matrices, } m \times n \\
             d / \mathrm{rms}(d) & \text{vectors} \end{cases}
 
     Here :math:`\hat x` are the normalised features of the weight (:mod:`nfn_opt.optim.features`), :math:`f` the
     small MLP of Celo2 (arXiv:2602.19142), :math:`w` a linear map beside it, and :math:`\alpha_i` the step size
-    (:class:`~nfn_opt.optim.spectral_step.StepControl`), which is the root mean square of the update. A tensor of
-    more than two axes is a matrix of its first axis and all others.
+    (:class:`~nfn_opt.optim.spectral_step.StepControl`), which is about the root mean square of the update. A tensor of
+    more than two axes is a matrix of its first axis and all others. Weights of matrices :math:`p` decay where the
+    update makes them smaller anyway (cautious weight decay, arXiv:2510.12402), relative to the size :math:`s_i` that
+    the tensor had at its start: noise does not make the network grow, and what gradients ask for is not held back.
 
     Unlike Celo2 it sets its own step size: relative to the size of each tensor, by the share of the training done,
     and by how gradients agree. It needs no learning rate and reads no loss. Before any meta-training it is close
     to Muon with a linear schedule. It commutes with every permutation of every axis, its outer parameters fit every
-    network, and it treats each tensor on its own, unless its ``neighbours`` are heard: then weights hear the means of
+    network, and it treats each tensor on its own (but counts them), unless its ``neighbours`` are heard: then weights hear the means of
     their rows, columns and tensor, and the tensors that share neurons with theirs, as in
     :class:`~nfn_opt.optim.relational.RelationalRule`, and updates commute with permutations of neurons.
 
@@ -138,7 +152,7 @@ class SpectralRule(UpdateRule):
         self.first = FeatureLinear(config.features, config.hidden[0] + 1, momenta, factors, False, generator)
         with torch.no_grad():
             self.first.weight[-1] = 0.0
-            self.first.weight[-1, self.first.columns["gradient"][0]] = 0.3
+            self.first.weight[-1, self.first.columns["gradient"][0]] = 0.6
             self.first.weight[-1, self.first.columns["momentum"][0]] = 1.0
         self.rest = PointwiseMLP((*config.hidden, 1), config.correction, generator)
         self.coupled = config.neighbours
@@ -152,10 +166,12 @@ class SpectralRule(UpdateRule):
             warmup=config.warmup,
             width_exponent=config.width_exponent,
             size_exponent=config.size_exponent,
+            depth_exponent=config.depth_exponent,
             momenta=momenta,
             hidden=config.control,
             generator=generator,
         )
+        self.shrinking = nn.Parameter(torch.zeros(())) if config.weight_decay else None
 
     def init(self, space: WeightSpace, params: Tensors) -> State:
         """Running means of zero, and the size of each tensor."""
@@ -183,12 +199,12 @@ class SpectralRule(UpdateRule):
         means = self.accumulators.update(layout, gradient, old)
         memory = {key: torch.stack([old[name][key] for name in params]) for key in REMEMBERED}
         sums = Sums.of(means, gradient, parameter)
-        steps, memory = self.step_sizes(layout.segments, sums, memory, step, total_steps)
+        steps, memory = self.step_sizes(layout.segments, sums, memory, step, total_steps, depth(space))
         first = self.first(Inputs(parameter, gradient, means), time_features(step, gradient.dtype))
         updates, states = {}, means.state()
         for i, (one, values) in enumerate(zip(first, self._values(first, space), strict=True)):
             direction = normalised(values.reshape(1, *one.segment.spec.shape)).squeeze(0)
-            updates[one.segment.name] = -steps[i] * direction
+            updates[one.segment.name] = -steps[i] * self.decayed(direction, params[one.segment.name], memory["size"][i])
             states[one.segment.name] |= {key: value[i] for key, value in memory.items()}
         return updates, {"tensors": states, "shared": {}}
 
@@ -199,6 +215,7 @@ class SpectralRule(UpdateRule):
         memory: Mapping[str, Tensor],
         step: Tensor,
         total_steps: Tensor | None,
+        layers: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The root mean square of the update of each tensor.
 
@@ -208,6 +225,7 @@ class SpectralRule(UpdateRule):
             memory: Their states of the keys :data:`REMEMBERED`, shape (T, ...) each.
             step: Number of updates made, shape ().
             total_steps: Number of updates of the training, shape (), where known.
+            layers: Number of parameters of the network with two or more axes.
 
         Returns:
             Shape (T,), and the new states.
@@ -215,8 +233,24 @@ class SpectralRule(UpdateRule):
         found, size = agreement(sums, self.config.momentum_decays), memory["size"]
         cosine = torch.lerp(memory["agreement"], found.cosine, AGREEMENT_RATE)
         agreed = Agreement(cosine, found.ratio)
-        steps, moved = self.control(segments, sums.size, size, agreed, memory["moved"], step, total_steps)
+        steps, moved = self.control(
+            segments, sums.size, size, agreed, memory["moved"], step, total_steps, layers
+        )
         return steps, {"agreement": cosine, "size": size, "moved": moved}
+
+    def decayed(self, direction: Tensor, parameter: Tensor, size: Tensor) -> Tensor:
+        """A direction with the weight decay of matrices, where the direction makes weights smaller anyway.
+
+        Args:
+            direction: The direction of a tensor of two or more axes, or others, which stay as they are.
+            parameter: The tensor, of the same shape.
+            size: Its root mean square at its start, of a shape that spreads to its own.
+        """
+        if self.shrinking is None or parameter.dim() < 2:
+            return direction
+        decay = positive(self.config.weight_decay, GAIN * self.shrinking)
+        relative = (parameter / size).clamp(-LARGEST_GROWTH, LARGEST_GROWTH)
+        return direction + torch.where(direction * parameter > 0, decay * relative, 0.0)
 
     def _values(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
         """The direction of each tensor before it is normalised, ``(n,)``."""

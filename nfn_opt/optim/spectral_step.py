@@ -17,6 +17,7 @@ from nfn_opt.optim.accumulators import Accumulated
 from nfn_opt.optim.first_layer import initial_weight
 from nfn_opt.optim.layout import Segment
 from nfn_opt.optim.scalars import positive
+from nfn_opt.weight_space import WeightSpace
 
 GAIN = 10.0
 """Outer parameters that add to a logarithm are multiplied by this, so that noise of 0.01 moves a step by 10 %."""
@@ -36,7 +37,7 @@ LARGEST_RATE = 0.1
 LOWEST, HIGHEST = -4.0, 2.0
 """Bounds of how far the logarithm of a step size is moved in all."""
 
-USUAL_SIZE, USUAL_FAN_IN = 0.06, 100
+USUAL_SIZE, USUAL_FAN_IN, USUAL_DEPTH = 0.06, 100, 3
 TINY = 1e-25  # to the power -3/2 it is finite in float32
 
 
@@ -106,6 +107,11 @@ def fan_in(shape: Sequence[int]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else USUAL_FAN_IN
 
 
+def depth(space: WeightSpace) -> int:
+    """Number of parameters of a network with two or more axes; at least 1."""
+    return max(1, sum(len(spec.shape) > 1 for spec in space.parameters))
+
+
 def root_mean_square(p: Tensor) -> Tensor:
     """Of all entries, shape ()."""
     return torch.linalg.vector_norm(p) / max(1, p.numel()) ** 0.5
@@ -122,11 +128,13 @@ class StepControl(nn.Module):
     r"""The root mean square that the update of each tensor has.
 
     .. math::
-        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, h_k(t / T) \, e^{c(z_i) + l_i(t)}
+        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, (L / 3)^{-\nu_k} \,
+        h_k(t / T) \, e^{c(z_i) + l_i(t)}
         \qquad l_i(t) = l_i(t - 1) + \kappa \, (\bar c_i - \tau) + r(z_i)
 
     with the kind :math:`k` of tensor (two or more axes, or fewer), the root mean square :math:`s_i` of the tensor at
-    its start, its fan-in :math:`f_i`, and a small network with outputs :math:`c, r` that sees the agreement between
+    its start, its fan-in :math:`f_i`, the number :math:`L` of tensors of the network with two or more axes (the more
+    layers move at once, the more each step changes the output, arXiv:2405.14813), and a small network with outputs :math:`c, r` that sees the agreement between
     gradient and momenta, :math:`s_i`, the growth of the tensor since, :math:`k` and the time. The sum :math:`l_i` finds
     a step size that nothing known at the start gives: it grows while the mean cosine :math:`\bar c_i` of gradient and
     first momentum is above :math:`\tau`, and falls while steps overshoot; it stays in [-4, 2]. The schedule is
@@ -143,6 +151,7 @@ class StepControl(nn.Module):
         warmup: Initial :math:`w`.
         width_exponent: Initial :math:`\gamma_k`.
         size_exponent: Initial :math:`\beta_k`.
+        depth_exponent: Initial :math:`\nu_k`.
         momenta: Number of momenta.
         hidden: Width of the hidden layer of :math:`c` and :math:`r`; 0 for none, which are 0 then.
         generator: Source of its initial weights.
@@ -157,6 +166,7 @@ class StepControl(nn.Module):
         warmup: float,
         width_exponent: float,
         size_exponent: float,
+        depth_exponent: float,
         momenta: int,
         hidden: int,
         generator: torch.Generator,
@@ -166,6 +176,7 @@ class StepControl(nn.Module):
         self.log_lr = nn.Parameter(torch.zeros(2))
         self.width = nn.Parameter(torch.full((2,), width_exponent / GAIN))
         self.size = nn.Parameter(torch.full((2,), size_exponent / GAIN))
+        self.depth = nn.Parameter(torch.full((2,), depth_exponent / GAIN))
         self.rate = nn.Parameter(torch.zeros(()))
         self.target = nn.Parameter(torch.tensor(target))
         self.decay = nn.Parameter(torch.zeros(2))
@@ -186,6 +197,7 @@ class StepControl(nn.Module):
         moved: Tensor,
         step: Tensor,
         total_steps: Tensor | None,
+        layers: int,
     ) -> tuple[Tensor, Tensor]:
         """Step sizes, shape (T,), and :math:`l_i`, shape (T,).
 
@@ -197,6 +209,7 @@ class StepControl(nn.Module):
             moved: :math:`l_i` before, shape (T,).
             step: Number of updates made, shape ().
             total_steps: Number of updates of the training, shape (), where known.
+            layers: :math:`L`, see :func:`depth`.
         """
         kinds = torch.tensor([segment.kind for segment in segments], device=now.device)
         widths = now.new_tensor([math.log(fan_in(segment.spec.shape) / USUAL_FAN_IN) for segment in segments])
@@ -207,7 +220,8 @@ class StepControl(nn.Module):
         known = torch.stack([kinds.to(size), 0.3 * size, growth], dim=1)
         z = torch.cat([found.cosine, 0.3 * found.ratio, known, bends.expand(len(segments), -1)], dim=1)
         shared = self._schedule(progress, bends)
-        own = self.size[kinds] * size - self.width[kinds] * widths
+        layered = self.depth[kinds] * math.log(layers / USUAL_DEPTH)
+        own = self.size[kinds] * size - self.width[kinds] * widths - layered
         factor, rate = self._control(z)
         pull = positive(self.rate_start, GAIN * self.rate) * (found.cosine[:, 0] - self.target)
         moved = (moved + pull + rate).clamp(LOWEST, HIGHEST)

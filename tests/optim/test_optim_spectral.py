@@ -32,7 +32,7 @@ def updates_of(
 
 @pytest.fixture
 def rule() -> SpectralRule:
-    return SpectralRule(SpectralConfig(correction=1e-12, rate=1e-12)).double()
+    return SpectralRule(SpectralConfig(correction=1e-12, rate=1e-12, weight_decay=0.0)).double()
 
 
 def rms(x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def test_it_starts_as_orthogonal_momentum(rule: SpectralRule, generator: torch.G
     update = updates_of(rule, params, grads)[-1]
     for name in SHAPES:
         momentum = torch.stack([0.9 ** (2 - t) * grads[t][name] for t in range(3)]).sum(0)
-        direction = momentum / rms(momentum) + 0.3 * grads[-1][name] / rms(grads[-1][name])
+        direction = momentum / rms(momentum) + 0.6 * grads[-1][name] / rms(grads[-1][name])
         if direction.dim() > 1:
             direction = orthogonalise(direction.flatten(1)).reshape(direction.shape)
         expected = -direction / rms(direction)
@@ -115,6 +115,34 @@ def test_a_step_size_is_found(generator: torch.Generator) -> None:
     assert finals[1000.0, 0.03] < 0.8 * finals[1000.0, 1e-9]
 
 
+def test_matrices_decay_where_updates_make_them_smaller(generator: torch.Generator) -> None:
+    params, grads = draw(generator, 0.06), [draw(generator)]
+    options: dict[str, Any] = {"correction": 1e-12, "rate": 1e-12}
+    with_decay, without = (
+        updates_of(SpectralRule(SpectralConfig(**options, weight_decay=decay)).double(), params, grads)[0]
+        for decay in (0.5, 0.0)
+    )
+    torch.testing.assert_close(with_decay["b"], without["b"])
+    for name in ("w", "conv"):
+        p, step = params[name], float(rms(without[name]))
+        size = float(rms(p))
+        expected = torch.where(without[name] * p < 0, -0.5 * step * p / size, 0.0)
+        # the orthogonal direction has a root mean square of about 1
+        torch.testing.assert_close(with_decay[name] - without[name], expected, rtol=0.3, atol=0)
+
+
+def test_deeper_networks_take_smaller_steps(rule: SpectralRule, generator: torch.Generator) -> None:
+    params, grad = draw(generator, 0.06), draw(generator)
+    deep = WeightSpace.independent({**params, **{f"{i}": params["w"] for i in range(6)}})
+    shallow = WeightSpace.independent(params)
+    one, two = (
+        rule.update(params, grad, rule.init(space, params), space=space, step=torch.tensor(0))[0]
+        for space in (shallow, deep)
+    )
+    for name in SHAPES:
+        torch.testing.assert_close(two[name], one[name] * (2 / 8) ** 0.5)
+
+
 def test_a_tensor_of_zeros_moves(rule: SpectralRule, generator: torch.Generator) -> None:
     params = {name: torch.zeros_like(p) for name, p in draw(generator).items()}
     update = updates_of(rule, params, [draw(generator)], total_steps=torch.tensor(1))[0]
@@ -126,6 +154,7 @@ def test_a_tensor_of_zeros_moves(rule: SpectralRule, generator: torch.Generator)
     [
         ({"lr": 0.0}, "lr is 0.0"),
         ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"features": ("momentum",)}, "expected 'gradient' among them"),
     ],
 )
