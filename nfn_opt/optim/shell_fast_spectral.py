@@ -83,7 +83,7 @@ def _together(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 def _bounded(control: StepControl) -> bool:
     """Whether step sizes are finite, whatever the tensors and the time are."""
     largest = {name: float(p.double().abs().max()) for name, p in control.named_parameters()}
-    powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"] + largest["depth"])
+    powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"] + largest["depth"] + largest["excess"])
     powers += largest["log_lr"] + largest["schedule"]
     exponent = max(map(math.log, control.start)) + GAIN * powers + 2 + HIGHEST
     network = [0.0]

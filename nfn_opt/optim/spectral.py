@@ -49,6 +49,8 @@ class SpectralConfig:
         width_exponent: Power of the fan-in that the step size falls with.
         size_exponent: Power of the root mean square of the tensor at its start that it grows with.
         depth_exponent: Power of the number of tensors with two or more axes that it falls with.
+        excess_exponent: Power of how much larger the tensor is at its start than PyTorch would make it, that it
+            falls with.
         weight_decay: How strongly matrices decay: at 1, one whose entries have the root mean square they started
             with, by one update. 0 for no decay, and no outer parameter for it.
         features: Names of the features, see :mod:`nfn_opt.optim.features`.
@@ -68,12 +70,13 @@ class SpectralConfig:
     lr: float = 4e-3
     vector_lr: float = 2e-3
     rate: float = 0.01
-    target: float = -0.03
+    target: float = -0.02
     warmup: float = 0.05
     width_exponent: float = 0.0
     size_exponent: float = 1.0
     depth_exponent: float = 0.5
-    weight_decay: float = 0.01
+    excess_exponent: float = 0.5
+    weight_decay: float = 0.005
     features: tuple[str, ...] = FEATURES
     hidden: tuple[int, ...] = (8, 8)
     control: int = 0
@@ -167,6 +170,7 @@ class SpectralRule(UpdateRule):
             width_exponent=config.width_exponent,
             size_exponent=config.size_exponent,
             depth_exponent=config.depth_exponent,
+            excess_exponent=config.excess_exponent,
             momenta=momenta,
             hidden=config.control,
             generator=generator,

@@ -38,6 +38,13 @@ LOWEST, HIGHEST = -4.0, 2.0
 """Bounds of how far the logarithm of a step size is moved in all."""
 
 USUAL_SIZE, USUAL_FAN_IN, USUAL_DEPTH = 0.06, 100, 3
+
+USUAL_SCALE = 3**-0.5
+"""Root mean square of PyTorch's initial weights times the root of the fan-in."""
+
+LARGEST_EXCESS = 1.5
+"""Bound of the logarithm of what a tensor is larger than usual."""
+
 TINY = 1e-25  # to the power -3/2 it is finite in float32
 
 
@@ -128,13 +135,14 @@ class StepControl(nn.Module):
     r"""The root mean square that the update of each tensor has.
 
     .. math::
-        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, (L / 3)^{-\nu_k} \,
+        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, (L / 3)^{-\nu_k} \, x_i^{-\xi_k} \,
         h_k(t / T) \, e^{c(z_i) + l_i(t)}
         \qquad l_i(t) = l_i(t - 1) + \kappa \, (\bar c_i - \tau) + r(z_i)
 
     with the kind :math:`k` of tensor (two or more axes, or fewer), the root mean square :math:`s_i` of the tensor at
     its start, its fan-in :math:`f_i`, the number :math:`L` of tensors of the network with two or more axes (the more
-    layers move at once, the more each step changes the output, arXiv:2405.14813), and a small network with outputs :math:`c, r` that sees the agreement between
+    layers move at once, the more each step changes the output, arXiv:2405.14813), how much larger it is at its start than
+    PyTorch's weights are, :math:`x_i = \max(1, s_i \sqrt{3 f_i})` up to 4.5, and a small network with outputs :math:`c, r` that sees the agreement between
     gradient and momenta, :math:`s_i`, the growth of the tensor since, :math:`k` and the time. The sum :math:`l_i` finds
     a step size that nothing known at the start gives: it grows while the mean cosine :math:`\bar c_i` of gradient and
     first momentum is above :math:`\tau`, and falls while steps overshoot; it stays in [-4, 2]. The schedule is
@@ -152,6 +160,7 @@ class StepControl(nn.Module):
         width_exponent: Initial :math:`\gamma_k`.
         size_exponent: Initial :math:`\beta_k`.
         depth_exponent: Initial :math:`\nu_k`.
+        excess_exponent: Initial :math:`\xi_k`.
         momenta: Number of momenta.
         hidden: Width of the hidden layer of :math:`c` and :math:`r`; 0 for none, which are 0 then.
         generator: Source of its initial weights.
@@ -167,6 +176,7 @@ class StepControl(nn.Module):
         width_exponent: float,
         size_exponent: float,
         depth_exponent: float,
+        excess_exponent: float,
         momenta: int,
         hidden: int,
         generator: torch.Generator,
@@ -177,6 +187,7 @@ class StepControl(nn.Module):
         self.width = nn.Parameter(torch.full((2,), width_exponent / GAIN))
         self.size = nn.Parameter(torch.full((2,), size_exponent / GAIN))
         self.depth = nn.Parameter(torch.full((2,), depth_exponent / GAIN))
+        self.excess = nn.Parameter(torch.full((2,), excess_exponent / GAIN))
         self.rate = nn.Parameter(torch.zeros(()))
         self.target = nn.Parameter(torch.tensor(target))
         self.decay = nn.Parameter(torch.zeros(2))
@@ -220,8 +231,10 @@ class StepControl(nn.Module):
         known = torch.stack([kinds.to(size), 0.3 * size, growth], dim=1)
         z = torch.cat([found.cosine, 0.3 * found.ratio, known, bends.expand(len(segments), -1)], dim=1)
         shared = self._schedule(progress, bends)
+        scale = size + 0.5 * widths + math.log(USUAL_SIZE * USUAL_FAN_IN**0.5 / USUAL_SCALE)
+        excess = self.excess[kinds] * scale.clamp(0, LARGEST_EXCESS)
         layered = self.depth[kinds] * math.log(layers / USUAL_DEPTH)
-        own = self.size[kinds] * size - self.width[kinds] * widths - layered
+        own = self.size[kinds] * size - self.width[kinds] * widths - layered - excess
         factor, rate = self._control(z)
         pull = positive(self.rate_start, GAIN * self.rate) * (found.cosine[:, 0] - self.target)
         moved = (moved + pull + rate).clamp(LOWEST, HIGHEST)

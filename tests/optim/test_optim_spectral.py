@@ -32,7 +32,7 @@ def updates_of(
 
 @pytest.fixture
 def rule() -> SpectralRule:
-    return SpectralRule(SpectralConfig(correction=1e-12, rate=1e-12, weight_decay=0.0)).double()
+    return SpectralRule(SpectralConfig(correction=1e-12, rate=1e-12, weight_decay=0.0, excess_exponent=0.0)).double()
 
 
 def rms(x: Tensor) -> Tensor:
