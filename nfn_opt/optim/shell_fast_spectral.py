@@ -11,13 +11,24 @@ from torch import Tensor
 
 from nfn_opt.optim.shell_fast_forms import BOUND, Form, Output, Told, largest_output, with_bias
 from nfn_opt.optim.spectral import REMEMBERED, SpectralRule, normalised
-from nfn_opt.optim.spectral_step import GAIN, HIGHEST, LARGEST_SIZE, StepControl, Sums, depth
+from nfn_opt.optim.spectral_step import (
+    GAIN,
+    HIGHEST,
+    LARGEST_EXCESS,
+    LARGEST_SIZE,
+    StepControl,
+    Sums,
+    depth,
+)
 
 LARGEST_STEP = 1e28
 """Step sizes of a rule that is taken here are known to stay below this: updates are then finite in float32."""
 
 LARGEST_LOGARITHM = math.log(LARGEST_SIZE) + 5
 """A bound for logarithms of sizes and fan-ins, relative to usual ones."""
+
+LARGEST_DEPTH = 12
+"""A bound for the logarithm of the number of layers, relative to a usual one."""
 
 
 class SpectralForm(Form):
@@ -83,7 +94,8 @@ def _together(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 def _bounded(control: StepControl) -> bool:
     """Whether step sizes are finite, whatever the tensors and the time are."""
     largest = {name: float(p.double().abs().max()) for name, p in control.named_parameters()}
-    powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"] + largest["depth"] + largest["excess"])
+    powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"])
+    powers += LARGEST_DEPTH * largest["depth"] + LARGEST_EXCESS * largest["excess"]
     powers += largest["log_lr"] + largest["schedule"]
     exponent = max(map(math.log, control.start)) + GAIN * powers + 2 + HIGHEST
     network = [0.0]

@@ -208,7 +208,9 @@ class SpectralRule(UpdateRule):
         updates, states = {}, means.state()
         for i, (one, values) in enumerate(zip(first, self._values(first, space), strict=True)):
             direction = normalised(values.reshape(1, *one.segment.spec.shape)).squeeze(0)
-            updates[one.segment.name] = -steps[i] * self.decayed(direction, params[one.segment.name], memory["size"][i])
+            updates[one.segment.name] = -steps[i] * self.decayed(
+                direction, params[one.segment.name], memory["size"][i]
+            )
             states[one.segment.name] |= {key: value[i] for key, value in memory.items()}
         return updates, {"tensors": states, "shared": {}}
 

@@ -32,7 +32,9 @@ def updates_of(
 
 @pytest.fixture
 def rule() -> SpectralRule:
-    return SpectralRule(SpectralConfig(correction=1e-12, rate=1e-12, weight_decay=0.0, excess_exponent=0.0)).double()
+    return SpectralRule(
+        SpectralConfig(correction=1e-12, rate=1e-12, weight_decay=0.0, excess_exponent=0.0)
+    ).double()
 
 
 def rms(x: Tensor) -> Tensor:
@@ -141,6 +143,21 @@ def test_deeper_networks_take_smaller_steps(rule: SpectralRule, generator: torch
     )
     for name in SHAPES:
         torch.testing.assert_close(two[name], one[name] * (2 / 8) ** 0.5)
+
+
+def test_tensors_larger_than_usual_take_smaller_steps_relative_to_them(generator: torch.Generator) -> None:
+    options: dict[str, Any] = {"correction": 1e-12, "rate": 1e-12, "weight_decay": 0.0}
+    rule = SpectralRule(SpectralConfig(**options, excess_exponent=1.0)).double()
+    grad = [draw(generator)]
+    params = {name: p for name, p in draw(generator).items() if name != "b"}
+    small, large, larger = (
+        updates_of(rule, {name: size * p / rms(p) for name, p in params.items()}, grad)[0]
+        for size in (0.01, 0.4, 0.7)
+    )
+    for name, p in params.items():
+        torch.testing.assert_close(large[name], larger[name])
+        usual = (3 * p[0].numel()) ** -0.5
+        torch.testing.assert_close(large[name], usual / 0.01 * small[name])
 
 
 def test_a_tensor_of_zeros_moves(rule: SpectralRule, generator: torch.Generator) -> None:
