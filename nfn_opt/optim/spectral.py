@@ -126,9 +126,10 @@ class SpectralRule(UpdateRule):
     Unlike Celo2 it sets its own step size: relative to the size of each tensor, by the share of the training done,
     and by how gradients agree. It needs no learning rate and reads no loss. Before any meta-training it is close
     to Muon with a linear schedule. It commutes with every permutation of every axis, its outer parameters fit every
-    network, and it treats each tensor on its own (but counts them), unless its ``neighbours`` are heard: then weights hear the means of
-    their rows, columns and tensor, and the tensors that share neurons with theirs, as in
-    :class:`~nfn_opt.optim.relational.RelationalRule`, and updates commute with permutations of neurons.
+    network, and it treats each tensor on its own (of the others it reads how many there are), unless its
+    ``neighbours`` are heard: then weights hear the means of their rows, columns and tensor, and the tensors that
+    share neurons with theirs, as in :class:`~nfn_opt.optim.relational.RelationalRule`, and updates commute with
+    permutations of neurons.
 
     Example:
         >>> rule, p = SpectralRule(), {"w": torch.ones(2, 3)}

@@ -1,6 +1,7 @@
 r"""The step size of each tensor in the spectral rule: from where training stands, and from how gradients agree.
 
-All that is read of a tensor is free of its units: a network with other units is trained alike.
+All that is read of gradients is free of the units of the loss. Steps are relative to the size that a tensor starts with, so that a
+network with other units is trained alike, up to what sets in where tensors start larger than PyTorch would make them.
 """
 
 from __future__ import annotations
@@ -135,17 +136,19 @@ class StepControl(nn.Module):
     r"""The root mean square that the update of each tensor has.
 
     .. math::
-        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, (L / 3)^{-\nu_k} \, x_i^{-\xi_k} \,
-        h_k(t / T) \, e^{c(z_i) + l_i(t)}
+        \alpha_i(t) = \alpha_k \, (s_i / 0.06)^{\beta_k} \, (f_i / 100)^{-\gamma_k} \, (L / 3)^{-\nu_k} \,
+        x_i^{-\xi_k} \, h_k(t / T) \, e^{c(z_i) + l_i(t)}
         \qquad l_i(t) = l_i(t - 1) + \kappa \, (\bar c_i - \tau) + r(z_i)
 
     with the kind :math:`k` of tensor (two or more axes, or fewer), the root mean square :math:`s_i` of the tensor at
-    its start, its fan-in :math:`f_i`, the number :math:`L` of tensors of the network with two or more axes (the more
-    layers move at once, the more each step changes the output, arXiv:2405.14813), how much larger it is at its start than
-    PyTorch's weights are, :math:`x_i = \max(1, s_i \sqrt{3 f_i})` up to 4.5, and a small network with outputs :math:`c, r` that sees the agreement between
-    gradient and momenta, :math:`s_i`, the growth of the tensor since, :math:`k` and the time. The sum :math:`l_i` finds
-    a step size that nothing known at the start gives: it grows while the mean cosine :math:`\bar c_i` of gradient and
-    first momentum is above :math:`\tau`, and falls while steps overshoot; it stays in [-4, 2]. The schedule is
+    its start, its fan-in :math:`f_i`, the number :math:`L` of tensors of the network with two or more axes, and the
+    excess :math:`x_i = \max(1, s_i \sqrt{3 f_i})`, up to 4.5: how much larger the tensor starts than PyTorch would
+    make it. The more layers move at once, the more each step changes the output (arXiv:2405.14813).
+
+    A small network with outputs :math:`c, r` sees the agreement between gradient and momenta, :math:`s_i`, the growth
+    of the tensor since, :math:`k` and the time. The sum :math:`l_i` finds a step size that nothing known at the start
+    gives: it grows while the mean cosine :math:`\bar c_i` of gradient and first momentum is above :math:`\tau`, and
+    falls while steps overshoot; it stays in [-4, 2]. The schedule is
 
     .. math:: h_k(\tau) = \min(1, \tau / w) \, (1 - \tau)^{\rho_k} \, \exp \sum_j \eta_{kj} \tanh(10 (\tau - \tau_j))
 
