@@ -1,7 +1,7 @@
 r"""The step size of each tensor in the spectral rule: from where training stands, and from how gradients agree.
 
-All that is read of gradients is free of the units of the loss. Steps are relative to the size that a tensor starts with, so that a
-network with other units is trained alike, up to what sets in where tensors start larger than PyTorch would make them.
+All that is read of gradients is free of the units of the loss. Steps are relative to the size that a tensor starts
+with, so that a network with other units is trained alike, as long as it starts no larger than PyTorch would make it.
 """
 
 from __future__ import annotations
