@@ -27,9 +27,6 @@ LARGEST_STEP = 1e28
 LARGEST_LOGARITHM = math.log(LARGEST_SIZE) + 5
 """A bound for logarithms of sizes and fan-ins, relative to usual ones."""
 
-LARGEST_DEPTH = 12
-"""A bound for the logarithm of the number of layers, relative to a usual one."""
-
 
 class SpectralForm(Form):
     """:class:`SpectralRule` without neighbours as the fast step applies it.
@@ -95,7 +92,7 @@ def _bounded(control: StepControl) -> bool:
     """Whether step sizes are finite, whatever the tensors and the time are."""
     largest = {name: float(p.double().abs().max()) for name, p in control.named_parameters()}
     powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"])
-    powers += LARGEST_DEPTH * largest["depth"] + LARGEST_EXCESS * largest["excess"]
+    powers += largest["depth"] + LARGEST_EXCESS * largest["excess"]
     powers += largest["log_lr"] + largest["schedule"]
     exponent = max(map(math.log, control.start)) + GAIN * powers + 2 + HIGHEST
     network = [0.0]

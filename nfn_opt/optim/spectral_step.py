@@ -40,6 +40,9 @@ LOWEST, HIGHEST = -4.0, 2.0
 
 USUAL_SIZE, USUAL_FAN_IN, USUAL_DEPTH = 0.06, 100, 3
 
+SHALLOWEST, DEEPEST = 2, 5
+"""Numbers of layers between which step sizes depend on it: those that meta-training knows."""
+
 USUAL_SCALE = 3**-0.5
 """Root mean square of PyTorch's initial weights times the root of the fan-in."""
 
@@ -141,9 +144,9 @@ class StepControl(nn.Module):
         \qquad l_i(t) = l_i(t - 1) + \kappa \, (\bar c_i - \tau) + r(z_i)
 
     with the kind :math:`k` of tensor (two or more axes, or fewer), the root mean square :math:`s_i` of the tensor at
-    its start, its fan-in :math:`f_i`, the number :math:`L` of tensors of the network with two or more axes, and the
-    excess :math:`x_i = \max(1, s_i \sqrt{3 f_i})`, up to 4.5: how much larger the tensor starts than PyTorch would
-    make it. The more layers move at once, the more each step changes the output (arXiv:2405.14813).
+    its start, its fan-in :math:`f_i`, the number :math:`L` of tensors of the network with two or more axes, from 2
+    up to 5, and the excess :math:`x_i = \max(1, s_i \sqrt{3 f_i})`, up to 4.5: how much larger the tensor starts than
+    PyTorch would make it. The more layers move at once, the more each step changes the output (arXiv:2405.14813).
 
     A small network with outputs :math:`c, r` sees the agreement between gradient and momenta, :math:`s_i`, the growth
     of the tensor since, :math:`k` and the time. The sum :math:`l_i` finds a step size that nothing known at the start
@@ -236,7 +239,7 @@ class StepControl(nn.Module):
         shared = self._schedule(progress, bends)
         scale = size + 0.5 * widths + math.log(USUAL_SIZE * USUAL_FAN_IN**0.5 / USUAL_SCALE)
         excess = self.excess[kinds] * scale.clamp(0, LARGEST_EXCESS)
-        layered = self.depth[kinds] * math.log(layers / USUAL_DEPTH)
+        layered = self.depth[kinds] * math.log(min(max(layers, SHALLOWEST), DEEPEST) / USUAL_DEPTH)
         own = self.size[kinds] * size - self.width[kinds] * widths - layered - excess
         factor, rate = self._control(z)
         pull = positive(self.rate_start, GAIN * self.rate) * (found.cosine[:, 0] - self.target)
