@@ -271,7 +271,7 @@ def draw(
             _draw_curve(ax, records[task, name], name, strong.get(name), clock)
         _limit(ax, [records[task, name] for name in optimizers])
         ax.set_title(task, fontsize=9)
-        ax.tick_params(labelsize=7)
+        ax.tick_params(which="both", labelsize=7)
         ax.grid(alpha=0.3)
     for ax in axes[len(tasks) :]:
         ax.set_visible(False)
