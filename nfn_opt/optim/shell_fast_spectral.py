@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.optim.shell_fast_forms import BOUND, Form, Output, Told, largest_output, with_bias
+from nfn_opt.optim.shell_fast_stack import together
 from nfn_opt.optim.spectral import REMEMBERED, SpectralRule, normalised
 from nfn_opt.optim.spectral_step import (
     GAIN,
@@ -26,6 +27,9 @@ LARGEST_STEP = 1e28
 
 LARGEST_LOGARITHM = math.log(LARGEST_SIZE) + 5
 """A bound for logarithms of sizes and fan-ins, relative to usual ones."""
+
+LARGEST_DECAY = 10.0
+"""Most that the logarithm of the weight decay may be moved for updates to stay finite in float32."""
 
 
 class SpectralForm(Form):
@@ -48,23 +52,23 @@ class SpectralForm(Form):
         """See :class:`Form`; the weights of neighbours are not followed here."""
         if rule.neighbours is not None or min(rule.config.momentum_decays) <= 0:
             return False
-        outputs = largest_output(rule.first, with_bias(rule.rest)).sum()
-        if rule.shrinking is not None and not float(rule.shrinking) * GAIN < 10.0:
+        if rule.shrinking is not None and not GAIN * float(rule.shrinking) < LARGEST_DECAY:
             return False
+        outputs = largest_output(rule.first, with_bias(rule.rest)).sum()
         return float(outputs) < BOUND and rule.config.gradient_clip < BOUND and _bounded(rule.control)
 
     def finish(self, output: Output, told: Told) -> Sequence[Tensor]:
         """Normalised directions, orthogonal where they are matrices, times minus the step sizes."""
-        shape, rule = output.segment.spec.shape, self.rule
-        steps = self._steps(output, told)
-        directions = normalised(_together(output.wholes(output.direction), shape))
-        if rule.shrinking is None or len(shape) < 2:
-            return directions.mul_(-steps.reshape(-1, *[1] * len(shape))).unbind()
-        parameters = output.wholes(output.stack.parameter.to(directions))
-        return [
-            rule.decayed(one, p.reshape(shape), state["size"]).mul_(-step)
-            for one, p, state, step in zip(directions, parameters, output.states, steps, strict=True)
-        ]
+        shape = (1, *output.segment.spec.shape)
+        steps, size = (
+            x.reshape(-1, *[1] * (len(shape) - 1))
+            for x in (self._steps(output, told), torch.stack([state["size"] for state in output.states]))
+        )
+        direction, parameter = (
+            together([one.reshape(shape) for one in output.wholes(x)])
+            for x in (output.direction, output.stack.parameter.to(output.direction))
+        )
+        return self.rule.decayed(normalised(direction), parameter, size).mul_(-steps).unbind()
 
     def _steps(self, output: Output, told: Told) -> Tensor:
         """Step sizes of the tensors, ``(tensors,)``; what they remember takes in the gradient."""
@@ -80,12 +84,6 @@ class SpectralForm(Form):
         for key, values in memory.items():
             torch._foreach_copy_([state[key] for state in states], list(values))
         return steps
-
-
-def _together(tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Tensors stacked, ``(T, *shape)``; one is not copied."""
-    one = tensors[0].reshape(1, *shape)
-    return one if len(tensors) == 1 else torch.cat([one, *(x.reshape(1, *shape) for x in tensors[1:])])
 
 
 def _bounded(control: StepControl) -> bool:

@@ -166,22 +166,23 @@ def stack(
     def channels(key: str) -> Tensor | None:
         if key not in states[0]:
             return None
-        return _together([view.channels(state[key]) for state in states])
+        return together([view.channels(state[key]) for state in states])
 
     momentum = channels("momentum")
     assert momentum is not None
     return Stack(
         view=view,
         where=where,
-        parameter=_together([view.entries(p) for p in params]),
-        gradient=_together([view.entries(g) for g in grads]),
+        parameter=together([view.entries(p) for p in params]),
+        gradient=together([view.entries(g) for g in grads]),
         momentum=momentum,
-        second_moment=_together([view.entries(state["second_moment"]) for state in states]),
+        second_moment=together([view.entries(state["second_moment"]) for state in states]),
         row=channels("row"),
         column=channels("column"),
         step=torch.stack([state["step"] for state in states]),
     )
 
 
-def _together(tensors: Sequence[Tensor]) -> Tensor:
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors joined along their first axis; one is not copied."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -208,11 +208,11 @@ class SpectralRule(UpdateRule):
         first = self.first(Inputs(parameter, gradient, means), time_features(step, gradient.dtype))
         updates, states = {}, means.state()
         for i, (one, values) in enumerate(zip(first, self._values(first, space), strict=True)):
-            direction = normalised(values.reshape(1, *one.segment.spec.shape)).squeeze(0)
-            updates[one.segment.name] = -steps[i] * self.decayed(
-                direction, params[one.segment.name], memory["size"][i]
-            )
-            states[one.segment.name] |= {key: value[i] for key, value in memory.items()}
+            name = one.segment.name
+            direction = normalised(values.reshape(1, *one.segment.spec.shape))
+            direction = self.decayed(direction, params[name].unsqueeze(0), memory["size"][i])
+            updates[name] = -steps[i] * direction.squeeze(0)
+            states[name] |= {key: value[i] for key, value in memory.items()}
         return updates, {"tensors": states, "shared": {}}
 
     def step_sizes(
@@ -246,14 +246,17 @@ class SpectralRule(UpdateRule):
         return steps, {"agreement": cosine, "size": size, "moved": moved}
 
     def decayed(self, direction: Tensor, parameter: Tensor, size: Tensor) -> Tensor:
-        """A direction with the weight decay of matrices, where the direction makes weights smaller anyway.
+        """Directions with the weight decay of matrices, where they make weights smaller anyway.
 
         Args:
-            direction: The direction of a tensor of two or more axes, or others, which stay as they are.
-            parameter: The tensor, of the same shape.
-            size: Its root mean square at its start, of a shape that spreads to its own.
+            direction: Directions of tensors of one shape, ``(T, *shape)``; those of vectors are left as they are.
+            parameter: The tensors, likewise.
+            size: Their root mean squares at their start, of a shape that spreads to theirs.
+
+        Returns:
+            The same shape; ``direction`` itself where nothing decays.
         """
-        if self.shrinking is None or parameter.dim() < 2:
+        if self.shrinking is None or direction.dim() < 3:
             return direction
         decay = positive(self.config.weight_decay, GAIN * self.shrinking)
         relative = (parameter / size).clamp(-LARGEST_GROWTH, LARGEST_GROWTH)

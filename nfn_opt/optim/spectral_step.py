@@ -7,6 +7,7 @@ with, so that a network with other units is trained alike, as long as it starts 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -118,6 +119,7 @@ def fan_in(shape: Sequence[int]) -> int:
     return math.prod(shape[1:]) if len(shape) > 1 else USUAL_FAN_IN
 
 
+@functools.lru_cache(maxsize=256)
 def depth(space: WeightSpace) -> int:
     """Number of parameters of a network with two or more axes; at least 1."""
     return max(1, sum(len(spec.shape) > 1 for spec in space.parameters))
