@@ -26,10 +26,10 @@ class MetaTrainConfig:
 
     Attributes:
         out: Folder that everything is written to.
-        rule: Kind of update rule.
-        rule_options: Options of the rule.
-        start_from: File of a rule, or checkpoint of a run, whose outer parameters are trained further, in place
-            of a new rule.
+        rule: Kind of update rule; not read with start_from.
+        rule_options: Options of the rule; with start_from those that change.
+        start_from: File of a rule, checkpoint of a run, or name of a rule that comes with the library, whose outer
+            parameters are trained further, in place of a new rule. Those that changed options add are new.
         families: Families of inner problems.
         data: Image sets that the families ask for by name, each a file, a folder or a name known to
             nfn_opt.data.load_images.
@@ -99,11 +99,6 @@ class MetaTrainConfig:
                 raise ValueError(f"{name} is {value}, expected a positive number")
         if not self.families:
             raise ValueError("families is empty, expected at least one family of inner problems")
-        if self.start_from is not None and self.rule_options:
-            raise ValueError(
-                f"start_from and rule_options {dict(self.rule_options)} are both given; the file {self.start_from} "
-                "has its own options, leave rule_options out"
-            )
 
     def record(self) -> dict[str, Any]:
         """All options as nested dicts of JSON values."""

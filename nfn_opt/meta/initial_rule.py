@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from nfn_opt.artifacts import read_header
@@ -9,7 +10,7 @@ from nfn_opt.meta.checkpoint import KIND, start_rule
 from nfn_opt.meta.config import MetaTrainConfig
 from nfn_opt.meta.problems import TaskSource, common_space
 from nfn_opt.meta.randomness import seeded_generator
-from nfn_opt.optim import UpdateRule, make_rule
+from nfn_opt.optim import UpdateRule, available_rules, make_rule, pretrained
 from nfn_opt.optim.rule import rule_class
 from nfn_opt.weight_space import WeightSpace
 
@@ -48,6 +49,22 @@ def initial_rule(config: MetaTrainConfig, sources: Sequence[TaskSource]) -> Upda
 
 def _stored(config: MetaTrainConfig, space: Callable[[], WeightSpace]) -> UpdateRule:
     assert config.start_from is not None
-    kind, metadata = read_header(config.start_from)
-    fingerprint = (metadata["rule"] if kind == KIND else metadata).get("space")
-    return start_rule(config.start_from, space=space() if fingerprint else None)
+    name = str(config.start_from)
+    if name in available_rules() and not config.start_from.exists():
+        rule, fingerprint = pretrained(name), None
+    else:
+        kind, metadata = read_header(config.start_from)
+        fingerprint = (metadata["rule"] if kind == KIND else metadata).get("space")
+        rule = start_rule(config.start_from, space=space() if fingerprint else None)
+    return _changed(rule, config, space() if fingerprint else None) if config.rule_options else rule
+
+
+def _changed(rule: UpdateRule, config: MetaTrainConfig, space: WeightSpace | None) -> UpdateRule:
+    """A rule of other options, with the outer parameters of the given one wherever both have the same."""
+    options = dataclasses.asdict(rule.config) | dict(config.rule_options)
+    changed = make_rule(rule.kind, generator=seeded_generator(config.seed, "rule"), space=space, **options)
+    found, new = rule.state_dict(), changed.state_dict()
+    changed.load_state_dict(
+        {key: found[key] if key in found and found[key].shape == tensor.shape else tensor for key, tensor in new.items()}
+    )
+    return changed
