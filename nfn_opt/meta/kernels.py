@@ -52,21 +52,30 @@ def kernel(
     def tensors_of(values: Sequence[Any]) -> list[Tensor]:
         return [values[i] for i in places]
 
-    def compile_graph(graph: torch.fx.GraphModule) -> Callable[..., Any]:
-        if backend == "eager":
-            return graph
-        compiled = torch.compile(graph, dynamic=False, fullgraph=True, backend=backend)
-        # The compiler looks at what it is given, and must not see that it belongs to a graph.
-        return lambda *tensors: compiled(*(tensor.detach() for tensor in tensors))
-
     if differentiable:
-        compiled = _with_gradient(flat, compile_graph)
+        compiled = _with_gradient(flat, backend)
         # Traced with leaves, as the tracer looks at the gradients of its arguments.
         compiled(*(leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tensors_of(leaves)))
     else:
-        graph = make_fx(flat)(*tensors_of(leaves))
-        compiled = _checked(compile_graph(graph), graph, tensors_of(leaves), backend)
+        example = [leaf.detach() for leaf in tensors_of(leaves)]
+        graph = make_fx(flat)(*example)
+        compiled = _checked(_compile(graph, example, backend), graph, example, backend)
     return lambda values: pytree.tree_unflatten(compiled(*tensors_of(values)), results[0])
+
+
+def _compile(graph: torch.fx.GraphModule, example: list[Tensor], backend: str) -> Callable[..., Any]:
+    """A graph as kernels, for arguments of the form of the example that require no gradients."""
+    if backend == "eager":
+        return graph
+    if backend == "inductor":
+        # Without what torch.compile puts in front, to trace and to look at the arguments of every call; the calls
+        # of the kernels are compiled, too.
+        for node in graph.graph.nodes:
+            node.meta.pop("val", None)  # each example tensor was recorded on its own, which the compiler refuses
+        on_cpu = all(tensor.device.type == "cpu" for tensor in example)
+        compiled: Callable[..., Any] = torch._inductor.compile(graph, example, options={"cpp_wrapper": on_cpu})
+        return compiled
+    return torch.compile(graph, dynamic=False, fullgraph=True, backend=backend)
 
 
 def _checked(
@@ -86,9 +95,7 @@ def _checked(
     return compiled
 
 
-def _with_gradient(
-    flat: Callable[..., list[Tensor]], compile_graph: Callable[[torch.fx.GraphModule], Callable[..., Any]]
-) -> Callable[..., Any]:
+def _with_gradient(flat: Callable[..., list[Tensor]], backend: str) -> Callable[..., Any]:
     """Trace forward and backward pass together, and cut where the least has to be kept in between.
 
     A graph of the forward pass alone would not do where it holds inner gradients: what autograd saves for these
@@ -96,8 +103,12 @@ def _with_gradient(
     """
     from functorch import compile as aot  # slow to import
 
-    def boxed(graph: torch.fx.GraphModule, _: Any) -> Callable[[list[Tensor]], Any]:
-        call: Callable[[list[Tensor]], Any] = aot.make_boxed_func(compile_graph(graph))
+    def boxed(graph: torch.fx.GraphModule, example: list[Tensor]) -> Callable[[list[Tensor]], Any]:
+        compiled = _compile(graph, [tensor.detach() for tensor in example], backend)
+        # Kernels must not see that what they are given belongs to a graph.
+        call: Callable[[list[Tensor]], Any] = aot.make_boxed_func(
+            lambda *tensors: compiled(*(tensor.detach() for tensor in tensors))
+        )
         return call
 
     compiled: Callable[..., Any] = aot.aot_function(

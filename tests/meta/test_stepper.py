@@ -164,10 +164,10 @@ def test_estimated_gradients_have_no_derivative(tiny_task: Task, generator: torc
 def test_a_wrong_kernel_is_not_used(
     tiny_task: Task, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def faulty(graph: Any, **_: Any) -> Any:
+    def faulty(graph: Any, *_: Any, **__: Any) -> Any:
         return lambda *values: [1.01 * x if x.is_floating_point() else x for x in graph(*values)]
 
-    monkeypatch.setattr(torch, "compile", faulty)
+    monkeypatch.setattr(torch._inductor, "compile", faulty)
     rule = make_rule("sgd").double()
     params = tiny_task.init(generator, 2)
     state = init_state(rule, tiny_task, params)
