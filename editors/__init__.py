@@ -10,6 +10,7 @@ from editors.editor import Editor, EditorConfig, pretrained_editors
 from editors.edits import EDITS, Edit, get_edit
 from editors.fitting import fit
 from editors.inr_set import InrSet
+from editors.pictures import draw_rows
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
 from editors.tiling import PictureEdit, edit_picture
 from editors.training import TrainEditorConfig, editing_error, no_edit_error, train_editor
@@ -31,6 +32,7 @@ __all__ = [
     "EditorConfig",
     "PictureEdit",
     "TrainEditorConfig",
+    "draw_rows",
     "edit_picture",
     "editing_error",
     "no_edit_error",

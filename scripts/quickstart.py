@@ -29,6 +29,7 @@ from editors import (
     EditorConfig,
     InrSet,
     TrainEditorConfig,
+    draw_rows,
     editing_error,
     fit,
     get_edit,
@@ -286,7 +287,8 @@ def _draw_trainings(
     )
     ax.legend()
     ax.grid(alpha=0.3)
-    _save(figure, path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
 
 
 # (c) INR editor
@@ -373,28 +375,15 @@ def _draw_edits(
         "learned edit": editor(some).render(),
         "true edit": targets[:count],
     }
-    figure = Figure(figsize=(max(count, 7), 1.08 * len(rows) + 0.7), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (label, pictures) in zip(axes, rows.items(), strict=True):
-        for ax, picture in zip(line, pictures, strict=True):
-            ax.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-            ax.set(xticks=[], yticks=[])
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    figure.suptitle(
+    title = (
         f"Held-out {_name(config.images)}, edit {config.edit!r} applied to the weights. Mean squared error, values in "
         f"[-1, 1]:\nno edit {metrics['editor/no_edit_error']:.3f}, learned edit "
-        f"{metrics['editor/learned_edit_error']:.3f} ({len(inrs)} images)",
-        fontsize="medium",
+        f"{metrics['editor/learned_edit_error']:.3f} ({len(inrs)} images)"
     )
-    _save(figure, path)
+    draw_rows(path, rows, title)
 
 
 # All of it
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
 
 
 def _name(images: str) -> str:

@@ -65,6 +65,9 @@ def _changed(rule: UpdateRule, config: MetaTrainConfig, space: WeightSpace | Non
     changed = make_rule(rule.kind, generator=seeded_generator(config.seed, "rule"), space=space, **options)
     found, new = rule.state_dict(), changed.state_dict()
     changed.load_state_dict(
-        {key: found[key] if key in found and found[key].shape == tensor.shape else tensor for key, tensor in new.items()}
+        {
+            key: found[key] if key in found and found[key].shape == tensor.shape else tensor
+            for key, tensor in new.items()
+        }
     )
     return changed

@@ -63,17 +63,17 @@ def kernel(
     return lambda values: pytree.tree_unflatten(compiled(*tensors_of(values)), results[0])
 
 
-def _compile(graph: torch.fx.GraphModule, example: list[Tensor], backend: str) -> Callable[..., Any]:
+def _compile(graph: torch.fx.GraphModule, example: Sequence[Tensor], backend: str) -> Callable[..., Any]:
     """A graph as kernels, for arguments of the form of the example that require no gradients."""
     if backend == "eager":
         return graph
     if backend == "inductor":
-        # Without what torch.compile puts in front, to trace and to look at the arguments of every call; the calls
-        # of the kernels are compiled, too.
+        # Without what torch.compile puts in front, to trace and to look at the arguments of every call; and with
+        # compiled calls of the kernels.
         for node in graph.graph.nodes:
-            node.meta.pop("val", None)  # each example tensor was recorded on its own, which the compiler refuses
-        on_cpu = all(tensor.device.type == "cpu" for tensor in example)
-        compiled: Callable[..., Any] = torch._inductor.compile(graph, example, options={"cpp_wrapper": on_cpu})
+            node.meta.pop("val", None)  # recorded tensor by tensor, which the compiler refuses
+        options = {"cpp_wrapper": all(tensor.device.type == "cpu" for tensor in example)}
+        compiled: Callable[..., Any] = torch._inductor.compile(graph, [*example], options=options)
         return compiled
     return torch.compile(graph, dynamic=False, fullgraph=True, backend=backend)
 

@@ -7,12 +7,20 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from nfn_opt.meta.classification import Activation
 from nfn_opt.meta.families.control import Acrobot, Pendulum
 from nfn_opt.meta.families.image_tasks import autoencode, classify
 from nfn_opt.meta.families.initializers import Initializer
 from nfn_opt.meta.families.modules import CharTransformer
 from nfn_opt.meta.families.network_tasks import CharTask, InrTask
-from nfn_opt.meta.families.networks import conv_autoencoder, conv_net, normed_mlp, residual_net, siren
+from nfn_opt.meta.families.networks import (
+    Norm,
+    conv_autoencoder,
+    conv_net,
+    normed_mlp,
+    residual_net,
+    siren,
+)
 from nfn_opt.meta.families.policies import PolicyTask
 from nfn_opt.meta.families.sources import DataSources
 from nfn_opt.meta.tasks import Task
@@ -62,16 +70,16 @@ def _images(make: Callable[[DataSources, str], Task], name: str, family: str, so
     return SuiteTask(name, family, lambda data: make(data, source), sources=(source,))
 
 
-def _cnn(data: DataSources, source: str) -> Task:
-    images = data.images(source, 8)
-    channels = (images.images.shape[-1], 8, 16)
-    return classify(conv_net(channels, len(images.class_names)), images, batch_size=32)
+def _cnn(
+    channels: tuple[int, ...], activation: Activation = "relu", norm: Norm = "none"
+) -> Callable[[DataSources, str], Task]:
+    def build(data: DataSources, source: str) -> Task:
+        images = data.images(source, 8)
+        widths = (images.images.shape[-1], *channels)
+        network = conv_net(widths, len(images.class_names), activation, norm)
+        return classify(network, images, batch_size=32)
 
-
-def _normed_cnn(data: DataSources, source: str) -> Task:
-    images = data.images(source, 8)
-    channels = (images.images.shape[-1], 12, 12)
-    return classify(conv_net(channels, len(images.class_names), "gelu", "group"), images, batch_size=32)
+    return build
 
 
 def _resnet(data: DataSources, source: str) -> Task:
@@ -110,9 +118,9 @@ def _transformer(dim: int, initializer: Initializer) -> Callable[[DataSources], 
 
 
 SUITE: tuple[SuiteTask, ...] = (
-    _images(_cnn, "cnn-mnist", "cnn", "mnist"),
-    _images(_cnn, "cnn-cifar", "cnn", "cifar10"),
-    _images(_normed_cnn, "cnn-cifar-norm", "cnn", "cifar10"),
+    _images(_cnn((8, 16)), "cnn-mnist", "cnn", "mnist"),
+    _images(_cnn((8, 16)), "cnn-cifar", "cnn", "cifar10"),
+    _images(_cnn((12, 12), "gelu", "group"), "cnn-cifar-norm", "cnn", "cifar10"),
     _images(_resnet, "resnet-mnist", "residual-cnn", "mnist"),
     _images(_resnet, "resnet-cifar", "residual-cnn", "cifar10"),
     SuiteTask("transformer-text-small", "transformer", _transformer(24, Initializer())),
