@@ -46,11 +46,11 @@ def kernel(
             values[i] = tensor
         given, spec = pytree.tree_flatten(function(*pytree.tree_unflatten(values, structure)))
         results[:] = [spec]
-        # In one layout, so that what one call gives is of the form that the next one takes.
+        # In the layout that the next call takes.
         return [tensor.contiguous() if isinstance(tensor, Tensor) else tensor for tensor in given]
 
     def tensors_of(values: Sequence[Any]) -> list[Tensor]:
-        return [values[i] for i in places]
+        return [values[i].contiguous() for i in places]  # kernels are made for one layout
 
     if differentiable:
         compiled = _with_gradient(flat, backend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ class SeededTask(TaskWrapper):
     """A task that draws from its own generators, one for each seed, not from the one it is called with.
 
     Several networks may have the same seed: what is drawn for it is drawn once and repeated. Network
-    ``repeat * len(seeds) + i`` has the seed ``i``.
+    ``repeat * len(seeds) + i`` has the seed ``i``. Each is at the first place, where a task goes by places.
 
     Args:
         task: The task.
@@ -43,6 +43,13 @@ class SeededTask(TaskWrapper):
         """A minibatch for each network; the arguments are not used."""
         drawn = [self.task.batch(own, 1) for own in self.generators]
         return map_data(lambda *parts: self._repeat(list(parts)), *drawn)
+
+    def full_losses(self, params: Mapping[str, Tensor]) -> Tensor:
+        """See :class:`Task`."""
+        if not self.by_place:
+            return self.task.full_losses(params)
+        alone = ({name: p[i : i + 1] for name, p in params.items()} for i in range(self.networks))
+        return torch.cat([self.task.full_losses(one) for one in alone])
 
     def _repeat(self, parts: list[Tensor]) -> Tensor:
         once = torch.cat(parts)

@@ -30,6 +30,9 @@ class Task(abc.ABC):
     traceable: bool = True
     """Whether losses and gradients are tensor operations alone, which can be traced and compiled."""
 
+    by_place: bool = False
+    """Whether data depend on the place of a network in its batch, so that networks must stay at theirs."""
+
     @property
     @abc.abstractmethod
     def space(self) -> WeightSpace:
@@ -77,7 +80,7 @@ class TaskWrapper(Task):
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.traceable = task.traceable
+        self.traceable, self.by_place = task.traceable, task.by_place
 
     @property
     def space(self) -> WeightSpace:

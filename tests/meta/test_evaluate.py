@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
+from nfn_opt.data import ImageData
 from nfn_opt.meta import ClassificationTask, Curves, Probe, evaluate, evaluate_runs, tuned_adam
+from nfn_opt.meta.families import InrTask
+from nfn_opt.meta.families.networks import siren
 from nfn_opt.optim import LearnedOptimizer, make_rule
 
 
@@ -103,3 +106,15 @@ def test_refused_options(
         evaluate(make_rule("sgd").double(), tiny_task, seeds=seeds, steps=steps)
     with pytest.raises(ValueError, match="learning_rates is empty"):
         tuned_adam(tiny_task, seeds=(0,), steps=1, learning_rates=())
+
+
+def test_networks_of_a_task_by_place_are_evaluated_on_what_they_were_trained_on() -> None:
+    images = torch.linspace(0, 1, 3).reshape(3, 1, 1, 1).expand(3, 4, 4, 1)
+    data = ImageData(images, torch.zeros(3, dtype=torch.int64), ("gray",), "shades of gray")
+    task = InrTask(siren(4, 1, 1, 3.0), data, batch_size=None, dtype=torch.float64)
+    rule = make_rule("adam", lr=1e-6).double()
+    factory = lambda params: torch.optim.Adam(params, lr=1e-6)  # noqa: E731
+    for optimizer in (rule, factory):
+        curves = evaluate(optimizer, task, seeds=(0, 1, 2), steps=2)
+        torch.testing.assert_close(curves.initial, curves.losses[:, 0], rtol=1e-6, atol=0, check_dtype=False)
+        torch.testing.assert_close(curves.final, curves.losses[:, -1], rtol=1e-3, atol=0, check_dtype=False)

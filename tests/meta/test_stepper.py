@@ -81,10 +81,16 @@ def test_kernels_of_the_default_compiler(tiny_task: Task, generator: torch.Gener
     rule = make_rule("sgd", momentum=0.9).double()
     params = tiny_task.init(generator, 2)
     state = init_state(rule, tiny_task, params)
-    batch, step = tiny_task.batch(generator, 2), torch.zeros(2, dtype=torch.int64)
-    eager = InnerStep(rule, tiny_task)(params, state, batch, step=step)
-    compiled = InnerStep(rule, tiny_task, compiled=True)(params, state, batch, step=step)
-    torch.testing.assert_close(compiled[::2], eager[::2])
+    batch = tiny_task.batch(generator, 2)
+    compiled = InnerStep(rule, tiny_task, compiled=True)
+    spread = torch.zeros((), dtype=torch.int64).expand(2)
+    for step, pixels in (
+        (spread, batch[0]),
+        (spread.clone(), batch[0].mT.contiguous().mT),
+    ):  # in other layouts
+        eager = InnerStep(rule, tiny_task)(params, state, (pixels, batch[1]), step=step)
+        found = compiled(params, state, (pixels, batch[1]), step=step)
+        torch.testing.assert_close(found[::2], eager[::2])
 
 
 GRADIENT_RULES: dict[str, dict[str, Any]] = {

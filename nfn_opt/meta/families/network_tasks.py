@@ -264,7 +264,7 @@ class InrTask(NetworkTask):
         axes = [torch.linspace(-1, 1, side, dtype=dtype, device=device) for side in (height, width)]
         self.coordinates = torch.cartesian_prod(*axes)
         self.values = (2 * data.images.flatten(1, 2) - 1).to(device, dtype)
-        self.batch_size = batch_size
+        self.batch_size, self.by_place = batch_size, len(self.values) > 1
         super().__init__(
             network,
             self.coordinates[:1],
