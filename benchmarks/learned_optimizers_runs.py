@@ -6,12 +6,11 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import importlib.resources
 import json
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,14 @@ from torch.utils._pytree import tree_leaves
 from nfn_opt.meta import Curves, DataSources, SuiteTask, Task, evaluate, suite, tune
 from nfn_opt.meta.families.table import FAMILIES, check_disjoint
 from nfn_opt.meta.run_folder import write_json
-from nfn_opt.optim import UpdateRule, available_rules, load_rule, pretrained, rule_metadata
+from nfn_opt.optim import (
+    UpdateRule,
+    available_rules,
+    load_rule,
+    pretrained,
+    pretrained_metadata,
+    rule_metadata,
+)
 from nfn_opt.optim.classic_schedule import Schedule
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -120,21 +126,18 @@ def trained_on(name: str) -> tuple[str, ...]:
     Args:
         name: File or bundled name.
     """
-    if name in available_rules():
-        record = _bundled_metadata(name)
-    else:
-        record = rule_metadata(name)
+    return _families(pretrained_metadata(name) if name in available_rules() else rule_metadata(name))
+
+
+def _families(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Families in the metadata of a rule, and of the one that its training started from."""
     training = record.get("meta_training", {})
+    before = _families(record["started_from"]) if "started_from" in record else ()
     if "families" not in training:
         return (training["task"]["network"],) if "task" in training else ()
     names = [family["name"] if isinstance(family, dict) else family for family in training["families"]]
-    return tuple(training.get("task", {}).get("network", "mlp") if n == "images" else n for n in names)
-
-
-def _bundled_metadata(name: str) -> dict[str, Any]:
-    file = importlib.resources.files("nfn_opt.optim").joinpath("pretrained").joinpath(f"{name}.safetensors")
-    with importlib.resources.as_file(file) as path:
-        return dict(rule_metadata(path))
+    network = training.get("task", {}).get("network", "mlp")
+    return tuple(dict.fromkeys([*before, *(network if name == "images" else name for name in names)]))
 
 
 def refuse_overlap(rules: Sequence[str], tasks: Sequence[SuiteTask]) -> None:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nfn_opt.meta.baseline import load_baseline, save_baseline
 from nfn_opt.meta.curves import draw_curves
 from nfn_opt.meta.evaluate import Curves, Tuned
+from nfn_opt.meta.initial_rule import started_from
 from nfn_opt.meta.logs import RunLog, read_csv
 from nfn_opt.meta.run import Run
 from nfn_opt.meta.run_folder import RunFolder
@@ -83,6 +84,9 @@ class Evaluations:
             "outer_steps": self.run.step,
             "meta_training": self.run.config.record(),
         }
+        before = started_from(self.run.config)
+        if before is not None:
+            record["started_from"] = before
         save_rule(self.run.outer.trained, path, record)
 
     def draw(self) -> None:

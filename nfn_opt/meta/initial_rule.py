@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from nfn_opt.artifacts import read_header
+from nfn_opt.artifacts import ArtifactError, read_header
 from nfn_opt.meta.checkpoint import KIND, start_rule
 from nfn_opt.meta.config import MetaTrainConfig
 from nfn_opt.meta.problems import TaskSource, common_space
 from nfn_opt.meta.randomness import seeded_generator
-from nfn_opt.optim import UpdateRule, available_rules, make_rule, pretrained
+from nfn_opt.optim import (
+    UpdateRule,
+    available_rules,
+    make_rule,
+    pretrained,
+    pretrained_metadata,
+    rule_metadata,
+)
 from nfn_opt.optim.rule import rule_class
 from nfn_opt.weight_space import WeightSpace
 
@@ -47,11 +56,29 @@ def initial_rule(config: MetaTrainConfig, sources: Sequence[TaskSource]) -> Upda
     )
 
 
+def started_from(config: MetaTrainConfig) -> dict[str, Any] | None:
+    """What the file of the rule that a run starts from says of its training; ``None`` if the run starts anew.
+
+    Of a checkpoint, of which only the rule is known, it is empty; the same if the file is no longer there.
+    """
+    if config.start_from is None:
+        return None
+    if _bundled(config.start_from):
+        return pretrained_metadata(str(config.start_from))
+    try:
+        return rule_metadata(config.start_from)
+    except (ArtifactError, FileNotFoundError):
+        return {}
+
+
+def _bundled(start: Path) -> bool:
+    return str(start) in available_rules() and not start.exists()
+
+
 def _stored(config: MetaTrainConfig, space: Callable[[], WeightSpace]) -> UpdateRule:
     assert config.start_from is not None
-    name = str(config.start_from)
-    if name in available_rules() and not config.start_from.exists():
-        rule, fingerprint = pretrained(name), None
+    if _bundled(config.start_from):
+        rule, fingerprint = pretrained(str(config.start_from)), None
     else:
         kind, metadata = read_header(config.start_from)
         fingerprint = (metadata["rule"] if kind == KIND else metadata).get("space")

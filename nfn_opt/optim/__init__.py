@@ -1,6 +1,6 @@
 """Optimizers that are learned: pure update rules, and a :class:`torch.optim.Optimizer` that applies them."""
 
-from nfn_opt.optim.bundled import available_rules, pretrained
+from nfn_opt.optim.bundled import available_rules, pretrained, pretrained_metadata
 from nfn_opt.optim.classic import AdamConfig, AdamRule, LionConfig, LionRule, SGDConfig, SGDRule
 from nfn_opt.optim.classic_adam import AdamWConfig, AdamWRule, NAdamConfig, NAdamRule
 from nfn_opt.optim.classic_muon import MuonConfig, MuonRule
@@ -53,6 +53,7 @@ __all__ = [
     "orthogonalise",
     "parameter_groups",
     "pretrained",
+    "pretrained_metadata",
     "register_rule",
     "resolve_rule",
     "rule_metadata",

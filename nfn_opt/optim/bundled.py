@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.resources
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from nfn_opt.optim.rule import UpdateRule, closest
-from nfn_opt.optim.storage import load_rule
+from nfn_opt.optim.storage import load_rule, rule_metadata
 
 _SUFFIX = ".safetensors"
 
@@ -25,14 +27,32 @@ def pretrained(name: str = "default") -> UpdateRule:
     Raises:
         ValueError: If there is no such rule; the message lists all and the closest.
     """
+    with _file(name) as path:
+        return load_rule(path)
+
+
+def pretrained_metadata(name: str) -> dict[str, Any]:
+    """How a rule that comes with the library was trained, as :func:`~nfn_opt.optim.rule_metadata`.
+
+    Raises:
+        ValueError: As :func:`pretrained`.
+
+    Example:
+        >>> pretrained_metadata("default")["meta_training"]["rule"]
+        'spectral'
+    """
+    with _file(name) as path:
+        return rule_metadata(path)
+
+
+def _file(name: str) -> AbstractContextManager[Path]:
     files = _files()
     if name not in files:
         raise ValueError(
             f"no pretrained rule {name!r} comes with this installation{closest(name, list(files))}; expected "
             f"one of {sorted(files)}, or train one and give the path of its file"
         )
-    with importlib.resources.as_file(files[name]) as path:
-        return load_rule(path)
+    return importlib.resources.as_file(files[name])
 
 
 def _files() -> dict[str, Any]:

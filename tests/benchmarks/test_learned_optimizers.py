@@ -104,15 +104,18 @@ def test_a_failed_run_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_families_of_a_rule(tmp_path: Path) -> None:
-    def families(meta_training: dict[str, object]) -> tuple[str, ...]:
+    def families(meta_training: dict[str, object], **more: object) -> tuple[str, ...]:
         path = tmp_path / "rule.safetensors"
-        save_rule(make_rule("sgd"), path, {"meta_training": meta_training})
+        save_rule(make_rule("sgd"), path, {"meta_training": meta_training, **more})
         return trained_on(str(path))
 
     assert families({}) == ()
     assert families({"task": {"network": "mlp"}}) == ("mlp",)
     assert families({"families": [{"name": "inr"}, {"name": "cnn"}]}) == ("inr", "cnn")
     assert families({"families": [{"name": "images"}], "task": {"network": "cnn"}}) == ("cnn",)
+    before = {"meta_training": {"families": [{"name": "inr"}]}}
+    assert families({"families": [{"name": "mlp"}, {"name": "inr"}]}, started_from=before) == ("inr", "mlp")
+    assert trained_on("default") == ("mlp", "teacher-student", "recurrent")
 
 
 def test_a_rule_trained_on_the_family_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from nfn_opt.meta.config import differences
 from nfn_opt.meta.logs import TRAIN_COLUMNS, CsvLog
 from nfn_opt.meta.run import Run, learning_rate
 from nfn_opt.meta.stopping import StopRequest
-from nfn_opt.optim import load_rule, pretrained, rule_metadata
+from nfn_opt.optim import load_rule, pretrained, pretrained_metadata, rule_metadata
 
 
 def config(out: Path, **changes: Any) -> MetaTrainConfig:
@@ -201,6 +201,7 @@ def test_a_rule_is_trained_further_with_another_option(tmp_path: Path) -> None:
     assert {name.partition(".")[0] for name in weights(result).keys() - start.keys()} == {"neighbours"}
     for name, tensor in start.items():
         torch.testing.assert_close(weights(result)[name], tensor, rtol=0, atol=1e-8)
+    assert rule_metadata(result.folder.rule)["started_from"] == pretrained_metadata("default")
     with pytest.raises(ValueError, match="no option 'neighbors'"):
         meta_train(dataclasses.replace(further, out=tmp_path / "wrong", rule_options={"neighbors": True}))
 
