@@ -20,9 +20,10 @@ def initial_weight(
     out_features: int, fan_in: int, generator: torch.Generator, scale: float = 1.0
 ) -> nn.Parameter:
     """A weight ``(out_features, fan_in)``, normal, deviation ``scale / sqrt(fan_in)``, cut at twice that."""
-    weight = torch.empty(out_features, fan_in)
-    std = scale * fan_in**-0.5
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    weight = torch.zeros(out_features, fan_in)
+    if scale:
+        std = scale * fan_in**-0.5
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
     return nn.Parameter(weight)
 
 

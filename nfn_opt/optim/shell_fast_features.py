@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfn_opt.optim.features import ENTRY, EPS, FACTOR, FACTOR_EPS, MATRIX_ONLY, ROOT_EPS, USES_FACTORS
+from nfn_opt.optim.features import ENTRY, FACTOR, FACTOR_EPS, MATRIX_ONLY, ROOT_EPS, USES_FACTORS
 from nfn_opt.optim.first_layer import FeatureLinear
 from nfn_opt.optim.shell_fast_chunks import Scratch, Where
 from nfn_opt.optim.shell_fast_stack import Stack
@@ -89,7 +89,7 @@ class Features:
             squares: Mean square of each channel, ``(T, channels)``.
         """
         weight = F.pad(first.weight[:, self.columns], (0, len(self.unread)))
-        return weight * torch.rsqrt(squares + EPS).unsqueeze(1)
+        return weight * torch.rsqrt(squares + first.eps).unsqueeze(1)
 
     def part(self, first: FeatureLinear, which: int, mean: Tensor, stack: Stack) -> Tensor | None:
         """What row (0) or column (1) features add, ``(T, H, a, b)`` with one of them 1; ``None`` without."""
@@ -99,7 +99,7 @@ class Features:
         x = torch.cat([FACTOR[name][1](mean) for name in names], dim=1).flatten(2)
         columns = [column for name in names for column in first.columns[name]]
         squares = stack.pooled(x.square().mean(2))
-        weight = first.weight[:, columns] * torch.rsqrt(squares + EPS).unsqueeze(1)
+        weight = first.weight[:, columns] * torch.rsqrt(squares + first.eps).unsqueeze(1)
         return torch.bmm(weight, x).reshape(len(x), -1, *mean.shape[2:])
 
 

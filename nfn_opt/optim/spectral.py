@@ -14,7 +14,7 @@ from nfn_opt.layers import RelationLinear
 from nfn_opt.optim.accumulators import Accumulators
 from nfn_opt.optim.equivariant import apply_layer, neighbours_layer
 from nfn_opt.optim.feature_rule import check_features_and_factors
-from nfn_opt.optim.features import EPS, FEATURES, Inputs, time_features
+from nfn_opt.optim.features import FEATURES, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
 from nfn_opt.optim.layout import Layout, Segment
 from nfn_opt.optim.normalise import inverse_rms
@@ -22,7 +22,16 @@ from nfn_opt.optim.orthogonal import orthogonalise
 from nfn_opt.optim.pointwise import PointwiseMLP
 from nfn_opt.optim.rule import State, Tensors, UpdateRule, register_rule
 from nfn_opt.optim.scalars import positive
-from nfn_opt.optim.spectral_step import GAIN, Agreement, StepControl, Sums, agreement, depth, initial_size
+from nfn_opt.optim.spectral_step import (
+    GAIN,
+    TINY,
+    Agreement,
+    StepControl,
+    Sums,
+    agreement,
+    depth,
+    initial_size,
+)
 from nfn_opt.weight_space import WeightSpace
 
 AGREEMENT_RATE = 0.1
@@ -57,7 +66,8 @@ class SpectralConfig:
         hidden: Widths of the hidden layers that every weight goes through on its own.
         control: Width of a network that adds to the step size of each tensor; 0 for none. What it learns on small
             fully connected networks makes others worse.
-        correction: Scale of the initial weights of the last layer, beside the momentum that the rule starts as.
+        correction: Scale of the initial weights of the last layer, beside the momentum that the rule starts as: 0
+            for nothing else before it is trained.
         neighbours: Whether the hidden channels of a weight also hear those of others, by an equivariant layer whose
             weights are shared by relation.
         neighbour_scale: Scale of that layer's initial weights.
@@ -80,7 +90,7 @@ class SpectralConfig:
     features: tuple[str, ...] = FEATURES
     hidden: tuple[int, ...] = (8, 8)
     control: int = 0
-    correction: float = 0.1
+    correction: float = 0.0
     neighbours: bool = False
     neighbour_scale: float = 0.1
     momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
@@ -93,14 +103,15 @@ class SpectralConfig:
             self,
             lr=self.lr,
             vector_lr=self.vector_lr,
-            correction=self.correction,
             gradient_clip=self.gradient_clip,
         )
         for feature in ("gradient", "momentum"):
             if feature not in self.features:
                 raise ValueError(f"features are {self.features}, expected {feature!r} among them")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay is {self.weight_decay!r}, expected 0 or a positive number")
+        for name in ("weight_decay", "correction"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value!r}, expected 0 or a positive number")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup!r}, expected a share between 0 and 1")
 
@@ -153,7 +164,9 @@ class SpectralRule(UpdateRule):
         )
         momenta, factors = len(config.momentum_decays), len(config.factor_decays)
         # The last output is the linear map w beside the MLP.
-        self.first = FeatureLinear(config.features, config.hidden[0] + 1, momenta, factors, False, generator)
+        self.first = FeatureLinear(
+            config.features, config.hidden[0] + 1, momenta, factors, False, generator, eps=TINY
+        )
         with torch.no_grad():
             self.first.weight[-1] = 0.0
             self.first.weight[-1, self.first.columns["gradient"][0]] = 0.6
@@ -235,7 +248,7 @@ class SpectralRule(UpdateRule):
             layers: Number of parameters of the network with two or more axes.
 
         Returns:
-            Shape (T,), and the new states.
+            Shape (T,), 0 for tensors that have never had a gradient, and the new states.
         """
         found, size = agreement(sums, self.config.momentum_decays), memory["size"]
         cosine = torch.lerp(memory["agreement"], found.cosine, AGREEMENT_RATE)
@@ -243,7 +256,8 @@ class SpectralRule(UpdateRule):
         steps, moved = self.control(
             segments, sums.size, size, agreed, memory["moved"], step, total_steps, layers
         )
-        return steps, {"agreement": cosine, "size": size, "moved": moved}
+        signal = sums.gradient.squeeze(1) + sums.momentum.sum(1) > 0
+        return torch.where(signal, steps, 0.0), {"agreement": cosine, "size": size, "moved": moved}
 
     def decayed(self, direction: Tensor, parameter: Tensor, size: Tensor) -> Tensor:
         """Directions with the weight decay of matrices, where they make weights smaller anyway.
@@ -282,7 +296,7 @@ def normalised(values: Tensor) -> Tensor:
     Returns:
         The same shape.
     """
-    direction = values * inverse_rms(values, EPS)
+    direction = values * inverse_rms(values, TINY)
     if direction.dim() < 3:
         return direction
     matrices = direction.flatten(2)

@@ -33,7 +33,7 @@ def train_both(rule: SpectralRule, dtype: torch.dtype = torch.float64, **options
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)]
 )
 def test_it_trains_as_the_rule(dtype: torch.dtype, tolerance: float, total_steps: int | None) -> None:
-    rule = SpectralRule().to(torch.promote_types(dtype, torch.float32))
+    rule = SpectralRule(SpectralConfig(correction=0.1)).to(torch.promote_types(dtype, torch.float32))
     one, two = train_both(rule, dtype, total_steps=total_steps)
     torch.testing.assert_close(weights(one), weights(two), rtol=tolerance, atol=tolerance * 1e-2)
 
@@ -77,7 +77,7 @@ def test_nothing_is_changed_by_gradients_that_are_not_finite(bad: float) -> None
 def test_rules_that_are_not_taken() -> None:
     assert FastStep.supports(SpectralRule())
     assert not FastStep.supports(SpectralRule(SpectralConfig(neighbours=True)))
-    config = SpectralConfig(control=3)
+    config = SpectralConfig(control=3, correction=0.1)
     names = [name for name, _ in SpectralRule(config).named_parameters()]
     for name in names:
         for value in (float("nan"), float("inf"), 1e15):

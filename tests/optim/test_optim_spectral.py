@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nfn_opt.optim import SpectralConfig, SpectralRule, orthogonalise
+from nfn_opt.optim import LearnedOptimizer, SpectralConfig, SpectralRule, orthogonalise, pretrained
 from nfn_opt.weight_space import WeightSpace
 
 SHAPES = {"w": (6, 4), "conv": (5, 3, 2, 2), "b": (6,)}
@@ -69,6 +69,45 @@ def test_it_does_not_depend_on_units(rule: SpectralRule, generator: torch.Genera
             # the network that sets step sizes reads the size of tensors, and starts almost constant
             torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-2, atol=0)
             assert 0.7 < float(ratio.mean()) < 1.4
+
+
+@pytest.mark.parametrize("correction", [0.0, 1.0])
+@pytest.mark.parametrize("fast", [True, False])
+def test_tiny_gradients_are_followed_as_any(
+    correction: float, fast: bool, generator: torch.Generator
+) -> None:
+    rule = SpectralRule(SpectralConfig(correction=correction, features=("gradient", "momentum", "parameter")))
+    start, gradient = torch.randn(20, 16, generator=generator), torch.randn(20, 16, generator=generator)
+    moved = []
+    for scale in (1.0, 1e-5, 1e-8):
+        p = torch.nn.Parameter(start.clone())
+        optimizer = LearnedOptimizer([p], rule, total_steps=10)
+        if not fast:
+            optimizer._engines[optimizer._default]._fast[p.device, p.dtype] = None
+        for _ in range(3):
+            p.grad = scale * gradient
+            optimizer.step()
+        moved.append(p.detach() - start)
+    for other in moved[1:]:
+        torch.testing.assert_close(other, moved[0], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["spectral", "default"])
+def test_tensors_without_any_gradient_stay(name: str, generator: torch.Generator) -> None:
+    rule = SpectralRule(SpectralConfig(correction=1.0)) if name == "spectral" else pretrained()
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(9, 4, padding_idx=0), torch.nn.Linear(4, 3), torch.nn.Linear(4, 2)
+    )
+    optimizer = LearnedOptimizer(model.parameters(), rule, total_steps=10)
+    unused, padding = model[2].weight.detach().clone(), model[0].weight[0].detach().clone()
+    for _ in range(5):
+        optimizer.zero_grad()
+        embedded = model[0](torch.randint(9, (20,), generator=generator))
+        (model[1](embedded).square().mean() + 0 * model[2](embedded).sum()).backward()
+        optimizer.step()
+    assert torch.equal(model[2].weight, unused)
+    if name == "default":
+        assert torch.equal(model[0].weight[0], padding)
 
 
 def test_steps_follow_the_share_of_the_training_done(rule: SpectralRule, generator: torch.Generator) -> None:
