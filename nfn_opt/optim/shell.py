@@ -100,10 +100,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         check_options(options, space=space, total_steps=total_steps, on_nonfinite=on_nonfinite)
         self._engines: dict[str, Engine] = {}
         self._given = rule if isinstance(rule, UpdateRule) else None
-        self._default = self._engine_key(rule)
         self._space = space
+        self._default = self._engine_key(rule)
         self._independent: WeightSpace | None = None
-        self._total_steps = total_steps
+        self._total_steps = None if total_steps is None else int(total_steps)
         self._maximize = maximize
         self._on_nonfinite = on_nonfinite
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "rule": self._default})
@@ -132,7 +132,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         known, groups = dict(self._engines), len(self.param_groups)
         try:
             if isinstance(param_group, dict) and "rule" in param_group:
-                param_group["rule"] = self._engine_key(param_group["rule"])
+                # A copy: the same group may be given to another optimizer, which calls the rule otherwise.
+                param_group = {**param_group, "rule": self._engine_key(param_group["rule"])}
             super().add_param_group(param_group)
             shell_state.check_group(self.param_groups[-1], len(self.param_groups) - 1)
             shell_state.check_names(self._space, self._entries())
@@ -175,6 +176,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     @_disable_dynamo  # in a compiled training step this runs as it is, piece by piece and in place
     def _step_once(self, loss: Any) -> None:
         """One update from the gradients that there are."""
+        self._check_groups()
         found = [entry for entry in self._entries() if entry.param.numel() > 0]
         with_gradient = [entry for entry in found if entry.param.grad is not None]
         if not with_gradient:
@@ -256,6 +258,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _entries(self) -> list[Entry]:
         return entries(self.param_groups, named=self._space is not None)
 
+    def _check_groups(self) -> None:
+        """Refuse what groups were changed to; warn where the training is longer than was told."""
+        for index, group in enumerate(self.param_groups):
+            shell_state.check_numbers(group, index)
+            if group["rule"] not in self._engines:
+                raise ValueError(
+                    f"the rule of group {index} was changed to {group['rule']!r}, which is none of this optimizer's "
+                    f"({', '.join(self._engines)}); make a new optimizer to train on with another rule"
+                )
+        if self._total_steps is not None and int(self._step) == self._total_steps:
+            warnings.warn(
+                f"more updates are made than total_steps={self._total_steps}; those of rules with a schedule are tiny "
+                "from here on. Pass the number of updates of the whole training, all epochs together",
+                RuntimeWarning,
+                stacklevel=7,
+            )
+
     def _refuse(self, what: str, found: list[Entry], bad: set[str]) -> bool:
         """Raise, or warn and return whether to skip the step, if anything is not finite."""
         if not bad:
@@ -297,7 +316,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """What groups call a rule, which is made ready."""
         if isinstance(rule, str) and rule in self._engines:
             return rule
-        resolved = resolve_rule(rule)
+        resolved = resolve_rule(rule, space=self._space)
         key = shell_state.rule_key(resolved)
         if key not in self._engines:
             self._engines[key] = Engine(resolved)

@@ -10,14 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from nfn_opt.optim.bundled import available_rules, pretrained
-from nfn_opt.optim.rule import UpdateRule, closest, make_rule, registered_kinds
+from nfn_opt.optim.rule import UpdateRule, closest, make_rule, registered_kinds, rule_class
 from nfn_opt.optim.storage import load_rule
+from nfn_opt.weight_space import WeightSpace
 
 RuleLike = UpdateRule | str | os.PathLike[str] | None
 """A rule, the name of one that comes with the library, a kind of rule, a path, or ``None`` for the default."""
 
 
-def resolve_rule(rule: RuleLike) -> UpdateRule:
+def resolve_rule(rule: RuleLike, *, space: WeightSpace | None = None) -> UpdateRule:
     """The rule that is meant.
 
     Args:
@@ -25,6 +26,7 @@ def resolve_rule(rule: RuleLike) -> UpdateRule:
             :func:`available_rules`); a kind, such as ``"adamw"``, for a rule as :func:`make_rule` makes it
             with all options at their defaults; the path of a saved rule; ``None`` for ``"default"``. Of a
             name and a kind that are the same, the name is meant.
+        space: The weight space, for a kind or a file whose outer parameters belong to one.
 
     Raises:
         ValueError: If it is the name of nothing and no file.
@@ -47,7 +49,8 @@ def resolve_rule(rule: RuleLike) -> UpdateRule:
     if isinstance(rule, str) and name in available_rules():
         return pretrained(name)
     if isinstance(rule, str) and name in registered_kinds():
-        return make_rule(name)
+        options = rule_class(name).config_class()
+        return make_rule(name, space=space if getattr(options, "sharing", None) == "per_parameter" else None)
     if (
         isinstance(rule, str)
         and not Path(name).suffix
@@ -60,7 +63,7 @@ def resolve_rule(rule: RuleLike) -> UpdateRule:
             f"({', '.join(available_rules())}), a kind of rule ({', '.join(sorted(registered_kinds()))}), or the "
             "path of a saved one"
         )
-    return load_rule(rule)
+    return load_rule(rule, space=space)
 
 
 def parameter_groups(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from nfn_opt.weight_space import WeightSpace
@@ -55,10 +56,10 @@ def check_options(
         raise TypeError(
             f"space is a {type(space).__name__}, expected a WeightSpace; see WeightSpace.from_module"
         )
-    if total_steps is not None and (not isinstance(total_steps, int) or isinstance(total_steps, bool)):
+    if total_steps is not None and (not isinstance(total_steps, Integral) or isinstance(total_steps, bool)):
         raise TypeError(
             f"total_steps is a {type(total_steps).__name__}, expected the number of updates of the training as an "
             "int, or None"
         )
-    if isinstance(total_steps, int) and total_steps < 1:
+    if isinstance(total_steps, Integral) and total_steps < 1:
         raise ValueError(f"total_steps is {total_steps}, expected at least 1")

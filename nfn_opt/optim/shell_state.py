@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,18 +18,25 @@ from nfn_opt.weight_space import WeightSpace
 
 def check_group(group: Mapping[str, Any], index: int) -> None:
     """Refuse options out of range and parameters that are not real floating-point numbers."""
-    for name in ("lr", "weight_decay"):
-        value = group[name]
-        if not isinstance(value, (int, float, Tensor)) or (isinstance(value, Tensor) and value.numel() != 1):
-            raise TypeError(f"{name} of group {index} is {value!r}, expected a number or a tensor of one")
-        if not value >= 0:
-            raise ValueError(f"{name} of group {index} is {value!r}, expected a number of at least 0")
+    check_numbers(group, index)
     for i, param in enumerate(group["params"]):
         if not param.is_floating_point():
             raise NotImplementedError(
                 f"parameter {i} of group {index} is {param.dtype}, and learned rules take real "
                 "floating-point parameters only; give it to another optimizer"
             )
+
+
+def check_numbers(group: Mapping[str, Any], index: int) -> None:
+    """Refuse factors of a group that are no finite numbers of at least 0; tensors are not looked at on a GPU."""
+    for name in ("lr", "weight_decay"):
+        value = group[name]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise TypeError(f"{name} of group {index} is {value!r}, expected a number or a tensor of one")
+        seen = not isinstance(value, Tensor) or value.device.type == "cpu"
+        if seen and not 0 <= value < math.inf:
+            raise ValueError(f"{name} of group {index} is {value!r}, expected a finite number of at least 0")
 
 
 def check_names(space: WeightSpace | None, entries: Sequence[Entry]) -> None:

@@ -37,6 +37,53 @@ def test_rules_by_name(tmp_path: Path) -> None:
         resolve_rule("missing.safetensors")
 
 
+def test_rules_of_one_weight_space_by_name_and_file(tmp_path: Path) -> None:
+    model = make_model()
+    space = WeightSpace.from_module(model, DATA)
+    rule = make_rule("nfn", sharing="per_parameter", space=space, hidden=[4], channels=2)
+    path = save_rule(rule, tmp_path / "mine.safetensors")
+    for named in ("unf", path):
+        optimizer = LearnedOptimizer(model.named_parameters(), named, space=space)
+        assert optimizer.rule.space_fingerprint == space.fingerprint
+
+
+def test_groups_can_be_given_twice() -> None:
+    groups = parameter_groups(make_model())
+    for _ in range(2):
+        optimizer = LearnedOptimizer(groups)
+        assert {rule.kind for rule in optimizer.rules.values()} == {pretrained().kind, "adamw"}
+    added = {"params": [nn.Parameter(torch.ones(2))], "rule": "adam"}
+    for _ in range(2):
+        LearnedOptimizer([nn.Parameter(torch.ones(2))]).add_param_group(added)
+
+
+def test_what_groups_are_changed_to_is_checked() -> None:
+    model = make_model()
+    optimizer = LearnedOptimizer(model.parameters())
+    before = weights(model)
+    for name, value, match in (
+        ("rule", "adamw", "rule of group 0 was changed to 'adamw', which is none of this optimizer's"),
+        ("lr", float("nan"), "lr of group 0 is nan, expected a finite number of at least 0"),
+        ("lr", -1.0, "lr of group 0 is -1.0"),
+        ("weight_decay", float("inf"), "weight_decay of group 0 is inf"),
+    ):
+        kept, optimizer.param_groups[0][name] = optimizer.param_groups[0][name], value
+        with pytest.raises(ValueError, match=match):
+            train(model, optimizer, 1)
+        optimizer.param_groups[0][name] = kept
+        same(weights(model), before)
+    train(model, optimizer, 1)
+
+
+def test_a_training_longer_than_told_is_noticed_once() -> None:
+    model = make_model()
+    optimizer = LearnedOptimizer(model.parameters(), total_steps=2)
+    train(model, optimizer, 2)
+    with pytest.warns(RuntimeWarning, match="more updates are made than total_steps=2") as found:
+        train(model, optimizer, 3)
+    assert len(found) == 1
+
+
 def test_default_rule() -> None:
     models = [make_model(), make_model(), make_model()]
     for model, arguments in zip(models, ((), (None,), ("default",)), strict=True):
