@@ -106,6 +106,7 @@ class InnerConfig:
         measure: What evolution strategies minimise: the loss, the loss relative to the one before training, or
             its logarithm.
         cap: Evolution strategies count larger losses as this many times the loss before training.
+        floor: With measure "log", added to losses relative to the one before training: smaller ones are as good.
         emphasis: How much more late updates count for evolution strategies, as a power of the share of the
             training done; 0 for all alike.
         second_order: Backpropagation also differentiates the inner gradients: exact, in more time and memory.
@@ -127,6 +128,7 @@ class InnerConfig:
     sigma: float = 0.01
     measure: Measure = "relative"
     cap: float = 1.5
+    floor: float = 1e-13
     emphasis: float = 0.0
     second_order: bool = False
     stagger: bool = True

@@ -38,6 +38,6 @@ def make_estimator(config: MetaTrainConfig, family: FamilyConfig | None = None) 
 def _one(name: str, inner: InnerConfig, lengths: dict[str, Any]) -> MetaGradient:
     if name == "backprop":
         return TruncatedBackprop(**lengths, second_order=inner.second_order)
-    objective = Objective(measure=inner.measure, cap=inner.cap, emphasis=inner.emphasis)
+    objective = Objective(measure=inner.measure, cap=inner.cap, floor=inner.floor, emphasis=inner.emphasis)
     kind = {"es": EvolutionStrategies, "pes": PersistentES}[name]
     return kind(**lengths, sigma=inner.sigma, objective=objective, compiled=inner.compile)

@@ -23,6 +23,7 @@ class Objective:
             the latter, in which a tenth of the loss counts the same wherever it starts.
         cap: Losses of more than this many times the loss before training count as that many: a problem that
             diverges does not outweigh all others.
+        floor: Added to relative losses before the logarithm is taken: smaller ones are as good as this.
         emphasis: :math:`q`; 0 counts all updates alike, larger values the late ones more.
 
     Example:
@@ -34,6 +35,7 @@ class Objective:
 
     measure: Measure = "relative"
     cap: float = 1.5
+    floor: float = 1e-13
     emphasis: float = 0.0
 
     def __post_init__(self) -> None:
@@ -43,6 +45,8 @@ class Objective:
             raise ValueError(
                 f"cap is {self.cap} and emphasis {self.emphasis}, expected a positive number and at least 0"
             )
+        if not 0 < self.floor < math.inf:
+            raise ValueError(f"floor is {self.floor}, expected a positive number")
 
     def __call__(self, losses: Tensor, initial: Tensor, progress: Tensor) -> Tensor:
         """One number for each inner problem, shape (n,).
@@ -56,6 +60,6 @@ class Objective:
         if self.measure != "loss":
             values = values / initial.abs()
         if self.measure == "log":
-            values = torch.log(values.clamp(min=math.exp(-30)))
+            values = torch.log(values.clamp(min=0) + self.floor)
         weights = (self.emphasis + 1) * progress**self.emphasis
         return (weights * values).mean(0)

@@ -228,6 +228,7 @@ def test_a_mixture_is_the_weighted_sum(tiny_task: Task) -> None:
         (lambda: PersistentES(shortest_truncation=30), "shortest_truncation is 30"),
         (lambda: Objective(measure="ratio"), "measure is 'ratio'"),  # type: ignore[arg-type]
         (lambda: Objective(cap=0), "cap is 0"),
+        (lambda: Objective(floor=0), "floor is 0"),
         (lambda: Mixture((PersistentES(),), ()), "1 estimators and 0 weights"),
     ],
 )
@@ -243,6 +244,8 @@ def test_measures() -> None:
     assert float(Objective(measure="relative", cap=1)(losses, initial, progress)) == 0.75
     log = Objective(measure="log", cap=9, emphasis=1.0)(losses, initial, progress)
     assert float(log) == pytest.approx(-0.5 * math.log(2))
+    floored = Objective(measure="log", floor=0.25)(losses * 0, initial, progress)
+    assert float(floored) == pytest.approx(math.log(0.25))
 
 
 def test_what_is_not_trained_is_not_perturbed(tiny_task: Task) -> None:
