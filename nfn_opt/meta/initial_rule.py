@@ -87,14 +87,20 @@ def _stored(config: MetaTrainConfig, space: Callable[[], WeightSpace]) -> Update
 
 
 def _changed(rule: UpdateRule, config: MetaTrainConfig, space: WeightSpace | None) -> UpdateRule:
-    """A rule of other options, with the outer parameters of the given one wherever both have the same."""
+    """A rule of other options, with the outer parameters of the given one; those that it lacks are new.
+
+    Raises:
+        ValueError: If outer parameters of one name have another shape or meaning.
+    """
     options = dataclasses.asdict(rule.config) | dict(config.rule_options)
     changed = make_rule(rule.kind, generator=seeded_generator(config.seed, "rule"), space=space, **options)
     found, new = rule.state_dict(), changed.state_dict()
-    changed.load_state_dict(
-        {
-            key: found[key] if key in found and found[key].shape == tensor.shape else tensor
-            for key, tensor in new.items()
-        }
-    )
+    other = [key for key in found.keys() & new.keys() if found[key].shape != new[key].shape]
+    if other or getattr(rule.config, "features", None) != getattr(changed.config, "features", None):
+        raise ValueError(
+            f"rule_options {dict(config.rule_options)} change what the outer parameters of {config.start_from} mean "
+            f"({', '.join(sorted(other)) or 'features'}), expected options that keep or add some; train a new rule "
+            "with them, without start_from"
+        )
+    changed.load_state_dict({key: found.get(key, tensor) for key, tensor in new.items()})
     return changed

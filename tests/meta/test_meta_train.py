@@ -21,6 +21,7 @@ from nfn_opt.meta.logs import TRAIN_COLUMNS, CsvLog
 from nfn_opt.meta.run import Run, learning_rate
 from nfn_opt.meta.stopping import StopRequest
 from nfn_opt.optim import load_rule, pretrained, pretrained_metadata, rule_metadata
+from nfn_opt.optim.features import FEATURES
 
 
 def config(out: Path, **changes: Any) -> MetaTrainConfig:
@@ -204,6 +205,12 @@ def test_a_rule_is_trained_further_with_another_option(tmp_path: Path) -> None:
     assert rule_metadata(result.folder.rule)["started_from"] == pretrained_metadata("default")
     with pytest.raises(ValueError, match="no option 'neighbors'"):
         meta_train(dataclasses.replace(further, out=tmp_path / "wrong", rule_options={"neighbors": True}))
+    for options, what in (
+        ({"hidden": [4]}, "first.bias, first.weight"),
+        ({"features": FEATURES[::-1]}, "features"),
+    ):
+        with pytest.raises(ValueError, match=f"change what the outer parameters of default mean .{what}"):
+            meta_train(dataclasses.replace(further, out=tmp_path / "wrong", rule_options=options))
 
 
 def test_a_hopeless_run_is_given_up(tmp_path: Path) -> None:
