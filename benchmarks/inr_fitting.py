@@ -1,6 +1,6 @@
 """Fits of implicit neural representations: learned rules, untuned, beside Adam and Muon tuned for every length.
 
-python -m benchmarks.inr_fitting [--quick] [--rules inr default] [--data mnist=FILE cifar10=FILE] --out FOLDER
+python -m benchmarks.inr_fitting [--quick] [--rules default FILE] [--data mnist=FILE cifar10=FILE] --out FOLDER
 
 SIRENs 2-32-32-1 and 2-32-32-3 (omega 30) are fitted to digits of MNIST and to pictures of CIFAR-10, one to each, all
 pixels in every update, from random initial weights that are the same for all. Digits are taken from those that the
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="two pictures, short fits, three learning rates")
-    parser.add_argument("--rules", nargs="+", default=["inr", "default"], help="bundled names or files")
+    parser.add_argument("--rules", nargs="+", default=["default"], help="bundled names or files")
     parser.add_argument("--data", nargs="+", default=[], metavar="NAME=FILE", help="files of image sets")
     parser.add_argument("--pictures", type=int, default=8, help="pictures of each set")
     parser.add_argument(
