@@ -131,7 +131,8 @@ def test_an_interrupt_in_the_editor_stage_and_going_on(
     whole, arguments = finished
     arguments = [f"--out={tmp_path / 'run'}", *arguments[1:]]
     for draw in (
-        "scripts.quickstart._save",
+        "scripts.quickstart._draw_trainings",
+        "scripts.quickstart.draw_rows",
         "nfn_opt.meta.evaluations.draw_curves",
     ):  # slow, and looked at above
         monkeypatch.setattr(draw, lambda *_: None)
