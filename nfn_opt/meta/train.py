@@ -7,6 +7,7 @@ import dataclasses
 
 from tqdm import tqdm
 
+from nfn_opt.artifacts import ArtifactError
 from nfn_opt.meta.config import MetaTrainConfig
 from nfn_opt.meta.evaluations import Evaluations
 from nfn_opt.meta.guards import DivergenceError
@@ -96,7 +97,15 @@ def _open(run: Run, folder: RunFolder, resume: bool, command: str) -> bool:
         raise DivergenceError(diverged)
     processes.on_main(lambda: folder.reopen(record) if resume or again else folder.claim(record, command))
     if resume or (again and saved):
-        run.load(folder.checkpoint)
+        try:
+            run.load(folder.checkpoint)
+        except (ArtifactError, FileNotFoundError) as error:
+            if not folder.previous.exists():
+                raise
+            raise ArtifactError(
+                f"{error}. The checkpoint before it is kept: copy {folder.previous} to {folder.checkpoint} and resume "
+                "to go on from there"
+            ) from error
         processes.on_main(lambda: folder.diverged.unlink(missing_ok=True))
         return True
     run.save(folder.checkpoint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -179,7 +179,12 @@ def check_reading(
 def check_features_and_factors(config: Any, **positive: float) -> None:
     """Make tuples of a configuration's features, widths and decays, and check them and the numbers given."""
     for field in ("features", "hidden", "momentum_decays", "factor_decays"):
-        object.__setattr__(config, field, tuple(getattr(config, field)))
+        value = getattr(config, field)
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError(
+                f"{field} is {value!r}, expected a list, such as {list(getattr(type(config)(), field))}"
+            )
+        object.__setattr__(config, field, tuple(value))
     check_factors(config.features, config.momentum_decays, config.factor_decays)
     decays = (*config.momentum_decays, config.second_moment_decay, *config.factor_decays)
     check_reading(config.features, decays, config.hidden, **positive)

@@ -161,6 +161,22 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         meta_train(config(tmp_path / "run"), resume=True)
 
 
+def test_a_damaged_checkpoint_names_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: MetaTrainResult
+) -> None:
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 5)
+        folder = meta_train(config(tmp_path / "run")).folder
+    folder.checkpoint.write_bytes(b"nothing")
+    with pytest.raises(
+        ArtifactError, match=r"copy .*checkpoint_before.safetensors to .*checkpoint.safetensors and"
+    ):
+        meta_train(config(tmp_path / "run"), resume=True)
+    folder.checkpoint.write_bytes(folder.previous.read_bytes())
+    result = meta_train(config(tmp_path / "run"), resume=True)
+    assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in weights(whole).items())
+
+
 def test_meta_training_lowers_the_loss_on_held_out_images(tmp_path: Path) -> None:
     """From Adam at a far too small step size."""
     result = meta_train(

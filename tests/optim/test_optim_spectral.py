@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nfn_opt.optim import LearnedOptimizer, SpectralConfig, SpectralRule, orthogonalise, pretrained
+from nfn_opt.optim import (
+    LearnedOptimizer,
+    SpectralConfig,
+    SpectralRule,
+    make_rule,
+    orthogonalise,
+    pretrained,
+)
 from nfn_opt.weight_space import WeightSpace
 
 SHAPES = {"w": (6, 4), "conv": (5, 3, 2, 2), "b": (6,)}
@@ -220,3 +227,10 @@ def test_a_tensor_of_zeros_moves(rule: SpectralRule, generator: torch.Generator)
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpectralConfig(**options)
+
+
+@pytest.mark.parametrize(("field", "value"), [("hidden", 8), ("features", "gradient")])
+def test_lists_that_are_none(field: str, value: Any) -> None:
+    for kind in ("spectral", "mlp"):
+        with pytest.raises(TypeError, match=f"{field} is {value!r}, expected a list, such as"):
+            make_rule(kind, **{field: value})
