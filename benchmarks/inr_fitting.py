@@ -31,7 +31,7 @@ from nfn_opt.meta.families.initializers import Initializer
 from nfn_opt.meta.families.networks import siren
 from nfn_opt.meta.run_folder import environment, write_json
 from nfn_opt.meta.trees import tree_map
-from nfn_opt.meta.tuning import LEARNING_RATES, Setting, outer_parameters
+from nfn_opt.meta.tuning import LEARNING_RATES, Setting, beyond, outer_parameters
 from nfn_opt.optim import UpdateRule, make_rule
 from nfn_opt.optim.classic_schedule import SCHEDULES
 
@@ -124,10 +124,10 @@ def tuned(kind: str, task: InrTask, steps: int, rates: Sequence[float], extend: 
 
     best = attempt(rates)
     for _ in range(extend):
-        known = sorted({setting.lr for setting in tried})
-        if best.lr not in (known[0], known[-1]):
+        further = beyond([setting.lr for setting in tried], best.lr)
+        if further is None:
             break
-        best = attempt([best.lr / 10**0.5 if best.lr == known[0] else best.lr * 10**0.5])
+        best = attempt([further])
     found = tried[best]
     return Fit(found.curve, found.final, found.worst, f"{best.lr:.2g} {best.schedule}")
 

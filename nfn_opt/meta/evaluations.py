@@ -34,6 +34,7 @@ class Evaluations:
 
     def __init__(self, run: Run, folder: RunFolder, command: str) -> None:
         self.run, self.folder, self.command = run, folder, command
+        self._started_from = started_from(run.config)
         self._latest: tuple[int, dict[str, Curves]] | None = None
         self._adam: dict[str, Tuned] | None = None
         self._drawn = -math.inf
@@ -84,9 +85,8 @@ class Evaluations:
             "outer_steps": self.run.step,
             "meta_training": self.run.config.record(),
         }
-        before = started_from(self.run.config)
-        if before is not None:
-            record["started_from"] = before
+        if self._started_from is not None:
+            record["started_from"] = self._started_from
         save_rule(self.run.outer.trained, path, record)
 
     def draw(self) -> None:

@@ -20,7 +20,7 @@ from nfn_opt.optim import (
     pretrained_metadata,
     rule_metadata,
 )
-from nfn_opt.optim.rule import rule_class
+from nfn_opt.optim.rule import needs_space
 from nfn_opt.weight_space import WeightSpace
 
 
@@ -48,12 +48,9 @@ def initial_rule(config: MetaTrainConfig, sources: Sequence[TaskSource]) -> Upda
 
     if config.start_from is not None:
         return _stored(config, space)
-    make = rule_class(config.rule).config_class
-    needed = config.rule_options.get("sharing", getattr(make(), "sharing", None)) == "per_parameter"
+    own = space() if needs_space(config.rule, **config.rule_options) else None
     generator = seeded_generator(config.seed, "rule")
-    return make_rule(
-        config.rule, generator=generator, space=space() if needed else None, **config.rule_options
-    )
+    return make_rule(config.rule, generator=generator, space=own, **config.rule_options)
 
 
 def started_from(config: MetaTrainConfig) -> dict[str, Any] | None:
@@ -78,12 +75,13 @@ def _bundled(start: Path) -> bool:
 def _stored(config: MetaTrainConfig, space: Callable[[], WeightSpace]) -> UpdateRule:
     assert config.start_from is not None
     if _bundled(config.start_from):
-        rule, fingerprint = pretrained(str(config.start_from)), None
+        rule, own = pretrained(str(config.start_from)), None
     else:
         kind, metadata = read_header(config.start_from)
         fingerprint = (metadata["rule"] if kind == KIND else metadata).get("space")
-        rule = start_rule(config.start_from, space=space() if fingerprint else None)
-    return _changed(rule, config, space() if fingerprint else None) if config.rule_options else rule
+        own = space() if fingerprint else None
+        rule = start_rule(config.start_from, space=own)
+    return _changed(rule, config, own) if config.rule_options else rule
 
 
 def _changed(rule: UpdateRule, config: MetaTrainConfig, space: WeightSpace | None) -> UpdateRule:

@@ -122,10 +122,10 @@ def tune(
     curves = run([Setting(*pair) for pair in itertools.product(rates, schedules)], chosen_with)
     best = _best(curves)
     for _ in range(extend):
-        beyond = _beyond([setting.lr for setting in curves], best.lr)
-        if beyond is None:
+        further = beyond([setting.lr for setting in curves], best.lr)
+        if further is None:
             break
-        curves |= run([Setting(beyond, schedule) for schedule in schedules], chosen_with)
+        curves |= run([Setting(further, schedule) for schedule in schedules], chosen_with)
         best = _best(curves)
     whole = curves[best] if chosen_with == tuple(seeds) else run([best], seeds)[best]
     return Tuning(curves, best, whole)
@@ -149,7 +149,7 @@ def _best(curves: Mapping[Setting, Curves]) -> Setting:
     return min(curves, key=lambda setting: curves[setting].score)
 
 
-def _beyond(rates: Sequence[float], best: float) -> float | None:
+def beyond(rates: Sequence[float], best: float) -> float | None:
     """The next learning rate past the edge that the best one is at, if it is at one."""
     low, high = min(rates), max(rates)
     if best not in (low, high) or low == high:

@@ -160,6 +160,17 @@ def closest(name: str, known: Mapping[str, Any] | list[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
+def needs_space(kind: str, **config: Any) -> bool:
+    """Whether the outer parameters of a rule of this kind and configuration belong to one weight space.
+
+    Example:
+        >>> needs_space("nfn", sharing="per_parameter"), needs_space("adam")
+        (True, False)
+    """
+    default = getattr(rule_class(kind).config_class(), "sharing", None)
+    return bool(config.get("sharing", default) == "per_parameter")
+
+
 def make_rule(
     kind: str,
     *,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nfn_opt.optim.bundled import available_rules, pretrained
-from nfn_opt.optim.rule import UpdateRule, closest, make_rule, registered_kinds, rule_class
+from nfn_opt.optim.rule import UpdateRule, closest, make_rule, needs_space, registered_kinds
 from nfn_opt.optim.storage import load_rule
 from nfn_opt.weight_space import WeightSpace
 
@@ -49,8 +49,7 @@ def resolve_rule(rule: RuleLike, *, space: WeightSpace | None = None) -> UpdateR
     if isinstance(rule, str) and name in available_rules():
         return pretrained(name)
     if isinstance(rule, str) and name in registered_kinds():
-        options = rule_class(name).config_class()
-        return make_rule(name, space=space if getattr(options, "sharing", None) == "per_parameter" else None)
+        return make_rule(name, space=space if needs_space(name) else None)
     if (
         isinstance(rule, str)
         and not Path(name).suffix
