@@ -176,8 +176,14 @@ def check_reading(
             raise ValueError(f"{field} is {value!r}, expected a positive number")
 
 
-def check_features_and_factors(config: Any, **positive: float) -> None:
-    """Make tuples of a configuration's features, widths and decays, and check them and the numbers given."""
+def check_features_and_factors(config: Any, *, linear: bool = False, **positive: float) -> None:
+    """Make tuples of a configuration's features, widths and decays, and check them and the numbers given.
+
+    Args:
+        config: The configuration.
+        linear: Whether there may be no hidden layers.
+        positive: Numbers that have to be above zero, by name.
+    """
     for field in ("features", "hidden", "momentum_decays", "factor_decays"):
         value = getattr(config, field)
         if isinstance(value, str) or not isinstance(value, Iterable):
@@ -187,7 +193,8 @@ def check_features_and_factors(config: Any, **positive: float) -> None:
         object.__setattr__(config, field, tuple(value))
     check_factors(config.features, config.momentum_decays, config.factor_decays)
     decays = (*config.momentum_decays, config.second_moment_decay, *config.factor_decays)
-    check_reading(config.features, decays, config.hidden, **positive)
+    no_hidden = linear and not config.hidden
+    check_reading(config.features, decays, (1,) if no_hidden else config.hidden, **positive)
 
 
 def check_factors(features: Sequence[str], momenta: Sequence[float], factors: Sequence[float]) -> None:

@@ -14,6 +14,7 @@ from nfn_opt.optim import shell_state
 from nfn_opt.optim.rule import State, UpdateRule
 from nfn_opt.optim.shell_fast import FastStep
 from nfn_opt.optim.shell_fast_chunks import Scratch, Where
+from nfn_opt.optim.shell_fast_linear import LinearStep
 from nfn_opt.optim.shell_parameters import Entry, compute_dtype, not_finite
 from nfn_opt.weight_space import WeightSpace
 
@@ -22,8 +23,8 @@ TensorState = dict[str, Tensor]
 TOGETHER = 2**20
 """Parameters of a rule that takes any subset are given to it in parts of about this many weights."""
 
-SMALL = 8192
-"""Parameters with fewer weights in all are left to the rule itself, which then takes fewer operations."""
+STEPS: tuple[type[LinearStep] | type[FastStep], ...] = (LinearStep, FastStep)
+"""Fast steps, each for some rules."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Engine:
     def __init__(self, rule: UpdateRule) -> None:
         self.rule = copy.deepcopy(rule).requires_grad_(False)
         self._copies: dict[Where, UpdateRule] = {}
-        self._fast: dict[Where, FastStep | None] = {}
+        self._fast: dict[Where, LinearStep | FastStep | None] = {}
         self._scratch = Scratch()
 
     def fresh(self) -> Engine:
@@ -100,11 +101,13 @@ class Engine:
         fast: list[Entry] = []
         if self.rule.coupled:
             return with_gradient, []
+        least = 0
         for entry in with_gradient:
             step = self._fast_step(_where(entry))
             if step is not None and step.takes(space, entry.key):
                 fast.append(entry)
-        if not fast or sum(entry.param.numel() for entry in fast) < SMALL:
+                least = step.least
+        if not fast or sum(entry.param.numel() for entry in fast) < least:
             return with_gradient, []
         bad = not_finite({entry.key: entry.param.detach() for entry in fast})
         fast = [entry for entry in fast if entry.key not in bad]
@@ -177,10 +180,11 @@ class Engine:
         moved = {key: shell_state.cast(state, *where) for key, state in {**old, **fresh}.items()}
         return {key: {k: t.contiguous() for k, t in state.items()} for key, state in moved.items()}
 
-    def _fast_step(self, where: Where) -> FastStep | None:
+    def _fast_step(self, where: Where) -> LinearStep | FastStep | None:
         if where not in self._fast:
-            known = FastStep.supports(self.rule)
-            self._fast[where] = FastStep(self.rule_for(where), where, self._scratch) if known else None
+            known = [kind for kind in STEPS if kind.supports(self.rule)]
+            made = [kind(self.rule_for(where), where, self._scratch) for kind in known]
+            self._fast[where] = made[0] if made else None
         return self._fast[where]
 
     def _buckets(

@@ -44,6 +44,9 @@ class FastStep:
         scratch: Buffers, shared between all.
     """
 
+    least = 8192
+    """Parameters with fewer weights in all are left to the rule itself, which then takes fewer operations."""
+
     def __init__(self, rule: UpdateRule, where: Where, scratch: Scratch) -> None:
         (form,) = _forms(rule)
         self.form, self.where, self.scratch = form(rule), where, scratch

@@ -32,15 +32,19 @@ LARGEST_DECAY = 10.0
 """Most that the logarithm of the weight decay may be moved for updates to stay finite in float32."""
 
 
+REPLACED = ("update", "step_sizes", "decayed", "_values")
+"""Methods of the rule whose work is done in a fast step."""
+
+
 class SpectralForm(Form):
-    """:class:`SpectralRule` without neighbours as the fast step applies it.
+    """:class:`SpectralRule` with a network and without neighbours as the fast step applies it.
 
     Args:
         rule: The rule.
     """
 
     rule_class = SpectralRule
-    methods: ClassVar = dict.fromkeys(("update", "step_sizes", "decayed", "_values"), SpectralRule)
+    methods: ClassVar = dict.fromkeys(REPLACED, SpectralRule)
     beside, compares, also = True, True, ("gradient", "momentum", "parameter")
 
     def __init__(self, rule: SpectralRule) -> None:
@@ -50,12 +54,10 @@ class SpectralForm(Form):
     @classmethod
     def bounded(cls, rule: SpectralRule) -> bool:
         """See :class:`Form`; the weights of neighbours are not followed here."""
-        if rule.neighbours is not None or min(rule.config.momentum_decays) <= 0:
-            return False
-        if rule.shrinking is not None and not GAIN * float(rule.shrinking) < LARGEST_DECAY:
+        if rule.neighbours is not None or rule.rest is None:
             return False
         outputs = largest_output(rule.first, with_bias(rule.rest)).sum()
-        return float(outputs) < BOUND and rule.config.gradient_clip < BOUND and _bounded(rule.control)
+        return float(outputs) < BOUND and steps_are_bounded(rule)
 
     def finish(self, output: Output, told: Told) -> Sequence[Tensor]:
         """Normalised directions, orthogonal where they are matrices, times minus the step sizes."""
@@ -86,8 +88,16 @@ class SpectralForm(Form):
         return steps
 
 
-def _bounded(control: StepControl) -> bool:
-    """Whether step sizes are finite, whatever the tensors and the time are."""
+def steps_are_bounded(rule: SpectralRule) -> bool:
+    """Whether step sizes and weight decay are finite, whatever the tensors and the time are."""
+    if min(rule.config.momentum_decays) <= 0 or not rule.config.gradient_clip < BOUND:
+        return False
+    if rule.shrinking is not None and not GAIN * float(rule.shrinking) < LARGEST_DECAY:
+        return False
+    return _control_is_bounded(rule.control)
+
+
+def _control_is_bounded(control: StepControl) -> bool:
     largest = {name: float(p.double().abs().max()) for name, p in control.named_parameters()}
     powers = LARGEST_LOGARITHM * (largest["size"] + largest["width"])
     powers += largest["depth"] + LARGEST_EXCESS * largest["excess"]

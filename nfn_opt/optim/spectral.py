@@ -14,7 +14,7 @@ from nfn_opt.layers import RelationLinear
 from nfn_opt.optim.accumulators import Accumulators
 from nfn_opt.optim.equivariant import apply_layer, neighbours_layer
 from nfn_opt.optim.feature_rule import check_features_and_factors
-from nfn_opt.optim.features import FEATURES, Inputs, time_features
+from nfn_opt.optim.features import FEATURES, USES_FACTORS, USES_SECOND_MOMENT, Inputs, time_features
 from nfn_opt.optim.first_layer import FeatureLinear, Preactivation
 from nfn_opt.optim.layout import Layout, Segment
 from nfn_opt.optim.normalise import inverse_rms
@@ -63,7 +63,8 @@ class SpectralConfig:
         weight_decay: How strongly matrices decay: at 1, one whose entries have the root mean square they started
             with, by one update. 0 for no decay, and no outer parameter for it.
         features: Names of the features, see :mod:`nfn_opt.optim.features`.
-        hidden: Widths of the hidden layers that every weight goes through on its own.
+        hidden: Widths of the hidden layers that every weight goes through on its own; none for a direction that is
+            linear in the features, for which only those running means are kept that features read.
         control: Width of a network that adds to the step size of each tensor; 0 for none. What it learns on small
             fully connected networks makes others worse.
         correction: Scale of the initial weights of the last layer, beside the momentum that the rule starts as: 0
@@ -101,6 +102,7 @@ class SpectralConfig:
     def __post_init__(self) -> None:
         check_features_and_factors(
             self,
+            linear=True,
             lr=self.lr,
             vector_lr=self.vector_lr,
             gradient_clip=self.gradient_clip,
@@ -112,6 +114,10 @@ class SpectralConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} is {value!r}, expected 0 or a positive number")
+        if self.neighbours and not self.hidden:
+            raise ValueError(
+                "neighbours is True and hidden is (), expected hidden layers for them to be heard in"
+            )
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup!r}, expected a share between 0 and 1")
 
@@ -156,22 +162,18 @@ class SpectralRule(UpdateRule):
 
     def reset(self, generator: torch.Generator, space: WeightSpace | None) -> None:
         """See :class:`UpdateRule`."""
-        config = self.config
-        self.accumulators = Accumulators(
-            momentum_decays=config.momentum_decays,
-            second_moment_decay=config.second_moment_decay,
-            factor_decays=config.factor_decays,
-        )
-        momenta, factors = len(config.momentum_decays), len(config.factor_decays)
-        # The last output is the linear map w beside the MLP.
-        self.first = FeatureLinear(
-            config.features, config.hidden[0] + 1, momenta, factors, False, generator, eps=TINY
-        )
+        config, self.accumulators = self.config, self._running_means()
+        momenta, factors = len(config.momentum_decays), len(self.accumulators.factor_decays)
+        # The last output is the linear map w beside the MLP, or all there is.
+        channels = sum(config.hidden[:1]) + 1
+        self.first = FeatureLinear(config.features, channels, momenta, factors, False, generator, eps=TINY)
         with torch.no_grad():
             self.first.weight[-1] = 0.0
             self.first.weight[-1, self.first.columns["gradient"][0]] = 0.6
             self.first.weight[-1, self.first.columns["momentum"][0]] = 1.0
-        self.rest = PointwiseMLP((*config.hidden, 1), config.correction, generator)
+        self.rest: PointwiseMLP | None = None
+        if config.hidden:
+            self.rest = PointwiseMLP((*config.hidden, 1), config.correction, generator)
         self.coupled = config.neighbours
         self.neighbours: RelationLinear | None = None
         if config.neighbours:
@@ -190,6 +192,18 @@ class SpectralRule(UpdateRule):
             generator=generator,
         )
         self.shrinking = nn.Parameter(torch.zeros(())) if config.weight_decay else None
+
+    def _running_means(self) -> Accumulators:
+        config = self.config
+        reads = [
+            bool(config.hidden) or not uses.isdisjoint(config.features)
+            for uses in (USES_SECOND_MOMENT, USES_FACTORS)
+        ]
+        return Accumulators(
+            momentum_decays=config.momentum_decays,
+            second_moment_decay=config.second_moment_decay if reads[0] else None,
+            factor_decays=config.factor_decays if reads[1] else (),
+        )
 
     def init(self, space: WeightSpace, params: Tensors) -> State:
         """Running means of zero, and the size of each tensor."""
@@ -278,12 +292,15 @@ class SpectralRule(UpdateRule):
 
     def _values(self, first: list[Preactivation], space: WeightSpace) -> list[Tensor]:
         """The direction of each tensor before it is normalised, ``(n,)``."""
+        rest = self.rest
+        if rest is None:
+            return [one.through(lambda x: x)[0] for one in first]
         if self.neighbours is None:
-            return [one.through(lambda x: self.rest(x[:-1]) + x[-1:])[0] for one in first]
+            return [one.through(lambda x: rest(x[:-1]) + x[-1:])[0] for one in first]
         linear = [one.through(lambda x: x[-1:]) for one in first]
-        hidden = [one.through(lambda x: self.rest.before_last(x[:-1])) for one in first]
+        hidden = [one.through(lambda x: rest.before_last(x[:-1])) for one in first]
         heard = apply_layer(self.neighbours, first, [torch.relu(z) for z in hidden], space)
-        own = (self.rest.readout(z + other) for z, other in zip(hidden, heard, strict=True))
+        own = (rest.readout(z + other) for z, other in zip(hidden, heard, strict=True))
         return [(one + beside)[0] for one, beside in zip(own, linear, strict=True)]
 
 

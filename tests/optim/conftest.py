@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nfn_opt.optim import UpdateRule, make_rule, shell_engine
+from nfn_opt.optim import UpdateRule, make_rule
+from nfn_opt.optim.shell_fast import FastStep
 from tests.optim.rule_cases import RULES
 
 
 @pytest.fixture(autouse=True)
 def fast_for_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' models are small, and are to be updated as large ones are."""
-    monkeypatch.setattr(shell_engine, "SMALL", 0)
+    monkeypatch.setattr(FastStep, "least", 0)
 
 
 @pytest.fixture(params=RULES, name="rule")

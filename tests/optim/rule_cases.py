@@ -32,6 +32,9 @@ RULES: dict[str, Callable[[], UpdateRule]] = {
     "nfn, one layer": lambda: make_rule("nfn", hidden=(4,), channels=3, features=FEW),
     "spectral": lambda: make_rule("spectral"),
     "spectral, neighbours": lambda: make_rule("spectral", neighbours=True, control=5),
+    "spectral, linear": lambda: make_rule(
+        "spectral", hidden=(), features=("gradient", "momentum"), momentum_decays=(0.9,)
+    ),
     "celo2 base": lambda: MLPRule(MLPConfig.celo2_base()),
     "celo2": lambda: MLPRule(MLPConfig.celo2()),
     "small_fc": lambda: make_rule("small_fc", generator=seeded(46)),

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import torch
 
-from nfn_opt.optim import LearnedOptimizer, make_rule, shell_engine
+from nfn_opt.optim import LearnedOptimizer, make_rule
+from nfn_opt.optim.shell_fast import FastStep
 from tests.optim.shell_cases import DATA, make_model, train, weights
 
 WORKER = """
 import sys, torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from nfn_opt.optim import LearnedOptimizer, make_rule, shell_engine
+from nfn_opt.optim import LearnedOptimizer, make_rule
+from nfn_opt.optim.shell_fast import FastStep
 
-shell_engine.SMALL = 0
+FastStep.least = 0
 torch.distributed.init_process_group("gloo")
 rank, folder = torch.distributed.get_rank(), sys.argv[1]
 given = torch.load(f"{folder}/given.pt", weights_only=True)
@@ -38,7 +40,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert shell_engine.SMALL == 0
+    assert FastStep.least == 0
     model = make_model(torch.float64)
     given = {"body": model.body.state_dict(), "head": model.head.state_dict(), "data": DATA.double()}
     torch.save(given, tmp_path / "given.pt")

@@ -21,6 +21,7 @@ from nfn_opt.optim import (
 )
 from nfn_opt.optim.shell_fast import FastStep
 from nfn_opt.optim.shell_fast_chunks import Scratch
+from nfn_opt.optim.shell_fast_linear import LinearStep
 from nfn_opt.optim.shell_parameters import Entry, entries
 from nfn_opt.optim.spectral import REMEMBERED
 from nfn_opt.weight_space import WeightSpace
@@ -211,7 +212,8 @@ def test_config_replacements_are_followed() -> None:
 def test_parts_of_a_large_network(rule: UpdateRule, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule itself makes the same updates of all parameters at once and of some at a time."""
     models = [make_model(torch.float64), make_model(torch.float64)]
-    monkeypatch.setattr(shell_engine, "SMALL", 10**9)
+    for step in (FastStep, LinearStep):
+        monkeypatch.setattr(step, "least", 10**9)
     for model, together in zip(models, (10**9, 17), strict=True):
         monkeypatch.setattr(shell_engine, "TOGETHER", together)
         train(model, LearnedOptimizer(model.parameters(), rule), 3)
