@@ -92,13 +92,10 @@ def _changed(rule: UpdateRule, config: MetaTrainConfig, space: WeightSpace | Non
     """
     options = dataclasses.asdict(rule.config) | dict(config.rule_options)
     changed = make_rule(rule.kind, generator=seeded_generator(config.seed, "rule"), space=space, **options)
-    found, new = rule.state_dict(), changed.state_dict()
-    other = [key for key in found.keys() & new.keys() if found[key].shape != new[key].shape]
-    if other or getattr(rule.config, "features", None) != getattr(changed.config, "features", None):
+    try:
+        changed.adopt(rule)
+    except ValueError as error:
         raise ValueError(
-            f"rule_options {dict(config.rule_options)} change what the outer parameters of {config.start_from} mean "
-            f"({', '.join(sorted(other)) or 'features'}), expected options that keep or add some; train a new rule "
-            "with them, without start_from"
-        )
-    changed.load_state_dict({key: found.get(key, tensor) for key, tensor in new.items()})
+            f"rule_options {dict(config.rule_options)} do not fit {config.start_from}: {error}, without start_from"
+        ) from None
     return changed

@@ -110,6 +110,26 @@ class UpdateRule(nn.Module, abc.ABC):
         """See :meth:`update`; so that :func:`torch.func.functional_call` works on a rule."""
         return self.update(*args, **kwargs)
 
+    def adopt(self, other: UpdateRule) -> None:
+        """Take over the outer parameters of another rule of this kind; those that it lacks stay as they are.
+
+        Args:
+            other: A rule with other options.
+
+        Raises:
+            ValueError: If outer parameters of one name mean something else here; names them.
+        """
+        found, own = other.state_dict(), self.state_dict()
+        changed = sorted(key for key in found.keys() & own.keys() if found[key].shape != own[key].shape)
+        if not changed and getattr(other.config, "features", None) != getattr(self.config, "features", None):
+            changed = ["features"]
+        if changed:
+            raise ValueError(
+                f"the options change what these outer parameters mean: {', '.join(changed)}; expected options that "
+                "keep them or add some; make a new rule with them"
+            )
+        self.load_state_dict({key: found.get(key, tensor) for key, tensor in own.items()})
+
     @property
     def space_fingerprint(self) -> str | None:
         """Fingerprint of the weight space that the outer parameters belong to, ``None`` if they fit all."""

@@ -205,6 +205,32 @@ class SpectralRule(UpdateRule):
             factor_decays=config.factor_decays if reads[1] else (),
         )
 
+    def adopt(self, other: UpdateRule) -> None:
+        """See :class:`UpdateRule`; one that is linear in gradient and momenta may get hidden layers and features."""
+        if self.rest is None or not isinstance(other, SpectralRule) or other.rest is not None:
+            super().adopt(other)
+            return
+        places, found = self._columns_of(other), other.state_dict()
+        with torch.no_grad():
+            self.first.weight[-1] = 0.0
+            self.first.weight[-1, places] = found.pop("first.weight")[0]
+            self.first.bias[-1] = found.pop("first.bias")[0]
+        self.load_state_dict({key: found.get(key, tensor) for key, tensor in self.state_dict().items()})
+
+    def _columns_of(self, other: SpectralRule) -> list[int]:
+        """Where the first layer has what each column of another rule's reads."""
+        own, theirs = self.config, other.config
+        known = [decay for decay in theirs.momentum_decays if decay in own.momentum_decays]
+        if not set(theirs.features) <= {"gradient", "momentum"} or len(known) < len(theirs.momentum_decays):
+            raise ValueError(
+                f"a direction that is linear in {', '.join(theirs.features)}, with decays {theirs.momentum_decays}, "
+                f"is to get hidden layers and momenta with decays {own.momentum_decays}; expected one of gradient and "
+                "momenta alone, whose decays are kept; make a new rule"
+            )
+        momenta = [self.first.columns["momentum"][own.momentum_decays.index(decay)] for decay in known]
+        columns = {"gradient": list(self.first.columns["gradient"]), "momentum": momenta}
+        return [column for feature in theirs.features for column in columns[feature]]
+
     def init(self, space: WeightSpace, params: Tensors) -> State:
         """Running means of zero, and the size of each tensor."""
         states = self.accumulators.init(Layout.of(space, tuple(params)), params)

@@ -22,6 +22,7 @@ from nfn_opt.meta.run import Run, learning_rate
 from nfn_opt.meta.stopping import StopRequest
 from nfn_opt.optim import load_rule, pretrained, pretrained_metadata, rule_metadata
 from nfn_opt.optim.features import FEATURES
+from nfn_opt.optim.first_layer import FeatureLinear
 
 
 def config(out: Path, **changes: Any) -> MetaTrainConfig:
@@ -205,28 +206,47 @@ def test_a_rule_is_trained_further(whole: MetaTrainResult, tmp_path: Path) -> No
         torch.testing.assert_close(weights(result)[name], tensor, rtol=0, atol=1e-8)
 
 
-def test_a_rule_is_trained_further_with_another_option(tmp_path: Path) -> None:
+def test_a_rule_is_trained_further_with_other_options(tmp_path: Path) -> None:
+    start = pretrained("default")
+    more = {"neighbours": True, "hidden": [3], "features": FEATURES, "momentum_decays": [0.5, 0.9, 0.99]}
     further = config(
-        tmp_path / "run",
-        rule_options={"neighbours": True},
-        start_from=Path("default"),
-        outer=OuterConfig(steps=1, lr=1e-9),
+        tmp_path / "run", rule_options=more, start_from=Path("default"), outer=OuterConfig(steps=1, lr=1e-9)
     )
     result = meta_train(further)
-    start = pretrained("default").state_dict()
-    assert result.rule.config == dataclasses.replace(pretrained("default").config, neighbours=True)
-    assert {name.partition(".")[0] for name in weights(result).keys() - start.keys()} == {"neighbours"}
-    for name, tensor in start.items():
-        torch.testing.assert_close(weights(result)[name], tensor, rtol=0, atol=1e-8)
+    got, was = weights(result), start.state_dict()
+    assert result.rule.config == dataclasses.replace(start.config, **more)
+    first = result.rule.first
+    assert isinstance(first, FeatureLinear)
+    read = [first.columns["gradient"][0], first.columns["momentum"][1]]
+    linear = got["first.weight"][-1]
+    torch.testing.assert_close(linear[read], was.pop("first.weight")[0], rtol=0, atol=1e-8)
+    assert (linear.abs() > 1e-8).sum() == 2
+    for name, tensor in was.items():
+        if name != "first.bias":
+            torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-8)
     assert rule_metadata(result.folder.rule)["started_from"] == pretrained_metadata("default")
-    with pytest.raises(ValueError, match="no option 'neighbors'"):
-        meta_train(dataclasses.replace(further, out=tmp_path / "wrong", rule_options={"neighbors": True}))
-    for options, what in (
-        ({"hidden": [4]}, "first.bias, first.weight"),
-        ({"features": FEATURES[::-1]}, "features"),
-    ):
-        with pytest.raises(ValueError, match=f"change what the outer parameters of default mean .{what}"):
-            meta_train(dataclasses.replace(further, out=tmp_path / "wrong", rule_options=options))
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"neighbors": True}, "no option 'neighbors'"),
+        (
+            {"momentum_decays": [0.9, 0.99]},
+            "do not fit default: .* mean: first.weight; expected options that keep",
+        ),
+        ({"features": ["momentum", "gradient"]}, "do not fit default: .* mean: features;"),
+        (
+            {"hidden": [4], "momentum_decays": [0.8]},
+            "whose decays are kept; make a new rule, without start_from",
+        ),
+    ],
+)
+def test_options_that_a_rule_cannot_be_trained_further_with(
+    tmp_path: Path, options: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ValueError, match=what):
+        meta_train(config(tmp_path / "run", rule_options=options, start_from=Path("default")))
 
 
 def test_a_hopeless_run_is_given_up(tmp_path: Path) -> None:
