@@ -6,6 +6,7 @@ edited = Editor.pretrained("dilate")(inrs, strength=1.0)
 pictures = edited.render()
 """
 
+from editors.canonical import Signs, canonicalize
 from editors.editor import Editor, EditorConfig, pretrained_editors
 from editors.edits import EDITS, Edit, get_edit
 from editors.fitting import fit
@@ -18,8 +19,10 @@ from editors.training import TrainEditorConfig, editing_error, no_edit_error, tr
 __all__ = [
     # INRs
     "InrSet",
+    "Signs",
     "Siren",
     "SirenConfig",
+    "canonicalize",
     "coordinates",
     "fit",
     "siren_apply",

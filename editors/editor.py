@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editors.canonical import Signs, canonicalize
 from editors.inr_set import InrSet
 from editors.siren import COORDINATES, Siren, SirenConfig
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
@@ -39,6 +40,8 @@ class EditorConfig:
         edit: Name of the image edit.
         image_size: (height, width) of the images that the INRs were fitted to.
         symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
+        canonical: Whether the functional sees each INR in the representative of its signs and phases
+            (:func:`~editors.canonical.canonicalize`); the edit of an INR in another is then the same edit.
         body: The functional; it has one channel in and one out.
 
     Raises:
@@ -49,6 +52,7 @@ class EditorConfig:
     edit: str
     image_size: tuple[int, int]
     symmetry: Symmetry = "all"
+    canonical: bool = True
     body: EquivariantConfig = dataclasses.field(
         default_factory=lambda: EquivariantConfig(
             hidden_channels=32,
@@ -72,7 +76,7 @@ class EditorConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
         """Rebuild a configuration from ``dataclasses.asdict``, as stored in an editor's file."""
-        fields = dict(values)
+        fields = {"canonical": False, **values}  # files of the time before there was a choice
         fields["siren"] = SirenConfig(**fields["siren"])
         fields["body"] = EquivariantConfig(**fields["body"])
         fields["image_size"] = tuple(fields["image_size"])
@@ -83,8 +87,9 @@ class Editor(nn.Module):
     r"""A learned edit of INRs: :math:`W' = W + s \cdot \sigma \odot f((W - \mu) / \sigma)`.
 
     :math:`f` is equivariant to permuting the hidden neurons of the INR, so the edit of a permuted INR is the
-    permuted edit. :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs
-    that the editor was trained on, :math:`s` is the strength (Sec. 4.3 of arXiv:2302.14040).
+    permuted edit; unless the configuration says otherwise, the same holds for the signs and phases of its sines.
+    :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs that the editor was
+    trained on, :math:`s` is the strength (Sec. 4.3 of arXiv:2302.14040).
 
     Args:
         config: What the editor is made of.
@@ -117,8 +122,9 @@ class Editor(nn.Module):
     def standardize(self, inrs: InrSet) -> None:
         """Take the mean and standard deviation of each parameter tensor from a training set of INRs."""
         self.check(inrs)
+        params, _ = self._seen(inrs.params)
         for i, name in enumerate(self.space.names):
-            values = inrs.params[name]
+            values = params[name]
             # A single value has no deviation: the last bias of one gray INR.
             spread = values.std(correction=min(1, values.numel() - 1)).clamp_min(1e-6)
             self.mean[i], self.std[i] = values.mean(), spread
@@ -133,9 +139,14 @@ class Editor(nn.Module):
             ``{name: (B, *shape)}``.
         """
         names = self.space.names
+        params, signs = self._seen(params)
         standard = {name: (params[name] - self.mean[i]) / self.std[i] for i, name in enumerate(names)}
         raw = self.space.from_features(self.body(self.space.as_features(standard)))
-        return {name: raw[name] * self.std[i] for i, name in enumerate(names)}
+        return signs.apply({name: raw[name] * self.std[i] for i, name in enumerate(names)})
+
+    def _seen(self, params: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Signs]:
+        """The weights as the functional sees them, and the signs that bring their change back."""
+        return canonicalize(params, self.config.siren) if self.config.canonical else (params, Signs([], []))
 
     def edit_params(self, params: Mapping[str, Tensor], strength: float = 1.0) -> dict[str, Tensor]:
         """The edited weights ``{name: (B, *shape)}``, differentiable; strength 0 gives the weights themselves."""
