@@ -271,7 +271,11 @@ def refits(problem: Problem, lr: float = 4e-3) -> dict[int, tuple[float, float]]
     for steps in REFITS:
         total, seconds = 0.0, 0.0
         for start in range(0, len(inrs), CHUNK):
-            params = {name: value[start : start + CHUNK].clone() for name, value in inrs.params.items()}
+            # In the order of the layers, which files do not keep.
+            params = {
+                name: inrs.params[name][start : start + CHUNK].clone()
+                for name in inrs.config.parameter_shapes
+            }
             targets = wanted[start : start + CHUNK].mT.contiguous()
             begin = time.perf_counter()
             fit_chunk(params, targets, coords, inrs.config, steps=steps, lr=lr, target_psnr=float("inf"))
