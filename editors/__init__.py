@@ -8,7 +8,7 @@ pictures = edited.render()
 
 from editors.canonical import Signs, canonicalize
 from editors.editor import Editor, EditorConfig, pretrained_editors
-from editors.edits import EDITS, Edit, get_edit
+from editors.edits import EDITS, Edit, find_edit, get_edit
 from editors.fitting import fit
 from editors.inr_set import InrSet
 from editors.pictures import draw_rows
@@ -29,6 +29,7 @@ __all__ = [
     # edits of images
     "EDITS",
     "Edit",
+    "find_edit",
     "get_edit",
     # edits of weights
     "Editor",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from editors.editor import Editor, check_strength
-from editors.edits import EDITS
+from editors.edits import find_edit
 from editors.fitting import fit
 
 __all__ = ["PictureEdit", "blend_tiles", "cut_tiles", "edit_picture"]
@@ -25,7 +25,7 @@ class PictureEdit:
         psnr: Mean PSNR of the INRs against their tiles, in dB.
         tiles: Number of INRs.
         error: Mean squared error of ``edited`` to the exact edit of the picture, values in [0, 1]; None if the
-            editor learned a function that is not in `EDITS`.
+            editor learned a function that is not in `editors.EDITS`.
         no_edit_error: The same for the unedited picture.
     """
 
@@ -149,11 +149,11 @@ def edit_picture(
             f"the editor's INRs have {editor.config.siren.out_channels} channels, expected 1: the channels of a "
             "picture are edited one by one"
         )
-    size, edit = editor.config.image_size, EDITS.get(editor.config.edit)
+    size, edit = editor.config.image_size, find_edit(editor.config.edit)
     if edit is not None and not edit.local and tuple(picture.shape[:2]) != size:
         raise ValueError(
-            f"the edit {edit.name!r} moves or compares distant pixels and cannot be made tile by tile: the picture is "
-            f"{picture.shape[0]} x {picture.shape[1]}, expected {size[0]} x {size[1]} as in training; resize it"
+            f"the edit {str(edit)!r} depends on places or distant pixels and cannot be made tile by tile: the picture "
+            f"is {picture.shape[0]} x {picture.shape[1]}, expected {size[0]} x {size[1]} as in training; resize it"
         )
     overlap = min(size) // 2 if overlap is None else overlap
     inrs = fit(cut_tiles(picture, size, overlap), config=editor.config.siren, seed=seed, progress=progress)

@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from editors import Editor, edit_picture, pretrained_editors
+from editors import Editor, edit_picture, find_edit, pretrained_editors
 from nfn_opt.data import read_image, write_image
 from nfn_opt.data.pictures import is_picture
 
@@ -27,7 +28,7 @@ class EditInrConfig:
 
     Attributes:
         image: Picture to edit: PNG, JPEG or whatever else Pillow reads, gray or colour, any size.
-        edit: Name of the edit. Its pretrained editor is used, unless --editor gives another.
+        edit: The edit, such as dilate or blur(sigma=2). Its pretrained editor is used, unless --editor gives another.
         out: PNG file to write.
         editor: File of an editor to use, such as runs/quickstart/editor.safetensors.
         strength: Strength of the edit, 0 (none) to 1 (whole).
@@ -49,11 +50,12 @@ def edit_inr(config: EditInrConfig) -> str:
     if not is_picture(config.out):
         raise ValueError(f"out is {config.out}, expected the name of a picture; let it end in .png or .jpg")
     picture = read_image(config.image)
-    editor = Editor.load(config.editor) if config.editor else Editor.pretrained(config.edit)
-    if config.editor and editor.config.edit != config.edit:
+    edit = str(find_edit(config.edit) or config.edit)
+    editor = Editor.load(config.editor) if config.editor else Editor.pretrained(edit)
+    if config.editor and editor.config.edit != edit:
         raise ValueError(
-            f"the editor {config.editor} has learned {editor.config.edit!r}, expected {config.edit!r}; give "
-            f"--edit {editor.config.edit}, or another editor"
+            f"the editor {config.editor} has learned {editor.config.edit!r}, expected {edit!r}; give "
+            f"--edit {shlex.quote(editor.config.edit)}, or another editor"
         )
     started = time.perf_counter()
     done = edit_picture(
@@ -67,7 +69,7 @@ def edit_inr(config: EditInrConfig) -> str:
     )
     if config.strength == 1.0 and done.error is not None:
         text += (
-            f"\nmean squared error to the exact {config.edit}: {done.error:.5f} (without edit "
+            f"\nmean squared error to the exact {edit}: {done.error:.5f} (without edit "
             f"{done.no_edit_error:.5f}), values in [0, 1]"
         )
     return f"{text}\nwritten: {config.out}"
