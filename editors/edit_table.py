@@ -30,7 +30,7 @@ _TONES = (
         "brightness",
         "adds an amount to each value",
         op.brighten,
-        parameters=(_fraction("amount", "amount", 0.2, low=-1.0),),
+        parameters=(_fraction("amount", "what is added", 0.2, low=-1.0),),
         undone_by=Inverse("amount = -amount, where no value was clipped", lambda amount: {"amount": -amount}),
     ),
     Edit(
@@ -108,7 +108,12 @@ _PLACES = (
         op.flip,
         local=False,
         parameters=(
-            Parameter("direction", "of the mirroring", "horizontal", choices=("horizontal", "vertical")),
+            Parameter(
+                "direction",
+                "left to right or top to bottom",
+                "horizontal",
+                choices=("horizontal", "vertical"),
+            ),
         ),
         undone_by=Inverse("itself", lambda direction: {}),
     ),
@@ -117,7 +122,7 @@ _PLACES = (
         "rotation counter-clockwise about the centre, black outside",
         op.rotate,
         local=False,
-        parameters=(Parameter("angle", "in degrees", 30.0, -360.0, 360.0),),
+        parameters=(Parameter("angle", "degrees", 30.0, -360.0, 360.0),),
         undone_by=Inverse(
             "angle = -angle, up to interpolation; corners that left the image stay black",
             lambda angle: {"angle": -angle},
@@ -129,8 +134,8 @@ _PLACES = (
         op.translate,
         local=False,
         parameters=(
-            Parameter("right", "pixels", 2.0, -1000.0, 1000.0),
-            Parameter("down", "pixels", 1.0, -1000.0, 1000.0),
+            Parameter("right", "pixels to the right", 2.0, -1000.0, 1000.0),
+            Parameter("down", "pixels down", 1.0, -1000.0, 1000.0),
         ),
         undone_by=Inverse(
             "right = -right, down = -down, up to interpolation; what left the image stays black",
@@ -142,7 +147,7 @@ _PLACES = (
         "enlargement about the centre, black outside",
         op.zoom,
         local=False,
-        parameters=(Parameter("factor", "below 1 reduces", 1.5, 0.1, 10.0),),
+        parameters=(Parameter("factor", "enlargement; below 1 reduces", 1.5, 0.1, 10.0),),
     ),
     Edit(
         "inpaint",

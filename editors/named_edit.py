@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Edit", "Inverse", "Parameter", "Value", "closest"]
+__all__ = ["Edit", "Inverse", "Parameter", "Value", "closest", "write_value"]
 
 Value: TypeAlias = "int | float | str"
 """Value of a parameter."""
@@ -93,7 +93,7 @@ class Inverse:
     values: Callable[..., dict[str, Value]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Edit:
     """An edit of images with its parameters set; calling it applies it, with its input and output checked.
 
@@ -146,11 +146,14 @@ class Edit:
 
     def __str__(self) -> str:
         changed = [
-            f"{parameter.name}={_write(value)}"
+            f"{parameter.name}={write_value(value)}"
             for parameter, value in zip(self.parameters, self.settings, strict=True)
             if value != parameter.default
         ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
+
+    def __repr__(self) -> str:
+        return f"Edit({str(self)!r})"
 
     @property
     def values(self) -> dict[str, Value]:
@@ -226,7 +229,7 @@ def _convert(value: object, to: type) -> Value | None:
     return float(value) + 0.0 if isinstance(value, numbers.Real) else None  # + 0.0 turns -0.0 into 0.0
 
 
-def _write(value: Value) -> str:
+def write_value(value: Value) -> str:
     """The shortest text that is read as the same value."""
     return str(value).removesuffix(".0")
 

@@ -38,6 +38,7 @@ def extremes(parameter: Parameter) -> tuple[Value, ...]:
 def test_an_edit_reads_what_it_writes(text: str, canonical: str) -> None:
     edit = get_edit(text)
     assert str(edit) == canonical
+    assert repr(edit) == f"Edit({canonical!r})"
     assert get_edit(canonical) == edit == find_edit(text)
     assert hash(get_edit(canonical)) == hash(edit)
     assert (edit == EDITS[edit.name]) == (canonical == edit.name)
