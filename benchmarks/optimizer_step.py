@@ -46,7 +46,9 @@ def muon(params: Params) -> Step:
 
 def learned(params: Params, rule: UpdateRule | str) -> Step:
     """A learned optimizer; its ``lr`` is small, so that weights stay as they are."""
-    return LearnedOptimizer(params, rule, lr=1e-3, total_steps=1000).step
+    optimizer = LearnedOptimizer(params, rule, total_steps=1000)
+    optimizer.param_groups[0]["lr"] = 1e-3
+    return optimizer.step
 
 
 OPTIMIZERS: dict[str, Callable[[Params], Step]] = {

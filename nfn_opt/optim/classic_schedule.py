@@ -98,6 +98,7 @@ class Scheduled(UpdateRule):
     kind: ClassVar[str] = "scheduled"
     config_class = ScheduledConfig
     coupled = True
+    needs_total_steps = True
     config: ScheduledConfig
 
     @classmethod

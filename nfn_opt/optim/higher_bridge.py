@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.optim.rule import State, UpdateRule
-from nfn_opt.optim.shell import SHARED, LearnedOptimizer
+from nfn_opt.optim.shell import LearnedOptimizer
 from nfn_opt.optim.shell_parameters import Entry, Where, compute_dtype, entries, not_finite
 
 Places = dict[tuple[int, int], Entry]
@@ -92,11 +92,17 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         self._named = other._space is not None
         self._on_nonfinite = other._on_nonfinite
         self._maximize = other._maximize
-        self._prefixes = {key: other._prefix(key) for key in self.rules}
         self._loss: Tensor | None = None
-        shared = other.state[SHARED]  # type: ignore[index]
-        self.shared = {key: value.to(device or value.device, copy=True) for key, value in shared.items()}
-        """The step count, and what the rule remembers of all tensors together."""
+        self.steps_made = torch.tensor(other._step)
+        """Number of updates made, those of the optimizer included, shape ()."""
+        self.shared = {
+            key: {
+                name: value.to(device or value.device, copy=True)
+                for name, value in other._shared(key).items()
+            }
+            for key in self.rules
+        }
+        """What each rule remembers of all tensors together."""
 
     def step(self, loss: Tensor, *args: Any, **kwargs: Any) -> Iterable[Tensor]:
         """As :meth:`higher.optim.DifferentiableOptimizer.step`; the rule sees the loss.
@@ -125,7 +131,8 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
                 if entry.key in updates:
                     self.param_groups[i]["params"][j] = _applied(entry, updates[entry.key])
                     self.state[i][j] = states[entry.key]
-        self.shared = {"step": self.shared["step"] + 1, **shared}
+        self.steps_made = self.steps_made + 1
+        self.shared = {**self.shared, **shared}
 
     def _places(self) -> Places:
         """The parameters that are not empty, as they are now, by group and place in it."""
@@ -149,21 +156,18 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
 
     def _compute(
         self, places: Places, grads: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
-        """Updates and new states of the parameters with a gradient, and the new shared state."""
+    ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, dict[str, Tensor]]]:
+        """Updates and new states of the parameters with a gradient, and what the rules share, by rule."""
         updates: dict[str, Tensor] = {}
         states: dict[str, Any] = {}
-        shared = {key: value for key, value in self.shared.items() if key != "step"}
+        shared: dict[str, dict[str, Tensor]] = {}
         for key, rule in self.rules.items():
             own = {e.key for e in places.values() if e.group["rule"] == key and e.key in grads}
-            before = _named(shared, self._prefixes[key])
-            after = None
             for where, bucket in _buckets(rule, places, own).items():
-                update, state = self._apply(key, where, bucket, own, grads, before)
+                update, state = self._apply(key, where, bucket, own, grads, self.shared[key])
                 updates.update({name: value for name, value in update.items() if name in own})
                 states.update({name: value for name, value in state["tensors"].items() if name in own})
-                after = state["shared"] if after is None else after
-            shared.update({self._prefixes[key] + name: value for name, value in (after or {}).items()})
+                shared.setdefault(key, state["shared"])
         return updates, states, shared
 
     def _apply(
@@ -185,7 +189,7 @@ class DifferentiableLearnedOptimizer(higher.optim.DifferentiableOptimizer):
         total = None if self.total_steps is None else torch.tensor(self.total_steps, device=where[0])
         options = {
             "space": self.space,
-            "step": self.shared["step"].to(where[0]),
+            "step": self.steps_made.to(where[0]),
             "loss": None if self._loss is None else self._loss.to(*where),
             "total_steps": total,
         }
@@ -233,12 +237,6 @@ def _buckets(rule: UpdateRule, places: Places, own: set[str]) -> dict[Where, Pla
             where = (entry.param.device, compute_dtype(entry.param.dtype))
             buckets.setdefault(where, {})[place] = entry
     return buckets
-
-
-def _named(shared: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those of a rule, by the rule's own names."""
-    short = {name.removeprefix(prefix): value for name, value in shared.items() if name.startswith(prefix)}
-    return {name: value for name, value in short.items() if "/" not in name}
 
 
 def _rule(other: LearnedOptimizer, override: Sequence[Any] | None) -> UpdateRule:

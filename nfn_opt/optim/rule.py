@@ -46,6 +46,8 @@ class UpdateRule(nn.Module, abc.ABC):
     config_class: ClassVar[type[Any]]
     coupled: bool = False
     """Whether the update of one tensor depends on others; if not, the rule takes any subset of them."""
+    needs_total_steps: ClassVar[bool] = False
+    """Whether an update cannot be made without ``total_steps``."""
 
     config: Any
 

@@ -20,12 +20,10 @@ from nfn_opt.optim import shell_state
 from nfn_opt.optim.rule import UpdateRule
 from nfn_opt.optim.shell_engine import Engine, Now, Result
 from nfn_opt.optim.shell_groups import RuleLike, resolve_rule
-from nfn_opt.optim.shell_options import check_options
-from nfn_opt.optim.shell_parameters import Entry, compute_dtype, entries, gradients, not_finite
+from nfn_opt.optim.shell_loading import TensorState, checked
+from nfn_opt.optim.shell_options import check_options, check_total_steps, warn_of_small_factor
+from nfn_opt.optim.shell_parameters import Entry, entries, gradients, not_finite
 from nfn_opt.weight_space import WeightSpace
-
-SHARED = "shared"
-"""Key of ``optimizer.state`` for the step count and what rules remember of all tensors together."""
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
@@ -35,7 +33,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     where :math:`u_t` is the rule's update, its learned step size included: ``lr`` is a factor that is 1 for
     the rule as it was trained. Closures, parameter groups with their own ``lr``, ``weight_decay`` and ``rule``,
-    schedulers, ``state_dict``, hooks and missing gradients work as in :mod:`torch.optim`.
+    schedulers, ``state_dict``, hooks and missing gradients work as in :mod:`torch.optim`. Every group also has the
+    number of updates made, ``"step"``, and, where its rule remembers something of all tensors together, that, as
+    ``"shared"``.
 
     Weights of less than 32 bits have their state and arithmetic in float32. Rules of the kinds ``"mlp"`` and
     ``"spectral"`` (without neighbours) are applied in place and piece by piece, so that a step needs little memory
@@ -51,12 +51,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         space: The network's weight space, for rules that use its symmetry; the parameters must then be given
             with their names, as ``model.named_parameters()``. Without it no axis of one tensor is tied to one
             of another.
-        lr: Factor of the update, a number or a tensor of one.
+        lr: Factor of the update, a number or a tensor of one. Values that suit Adam, such as 0.001, are warned of:
+            they make the rule's updates as many times smaller.
         weight_decay: Decoupled weight decay. As ``lr`` is usually 1 and not 0.001, typical values are
             1000 times smaller than in :class:`torch.optim.AdamW`.
         total_steps: Number of updates that the training will have, where known. Rules that have learned a
-            schedule over the whole training need it. It is no part of the state: a training that goes on
-            may be given another.
+            schedule over the whole training want it, and hand-designed ones (``"scheduled"``) need it. It is no
+            part of the state: a training that goes on may be given another.
         maximize: Whether the loss is to grow.
         on_nonfinite: What to do if a gradient or update is NaN or infinite: ``"raise"``
             :class:`FloatingPointError`, or ``"skip"`` the whole step with a warning. Both name the
@@ -65,7 +66,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             ``foreach=False``, are taken; all others are refused.
 
     Raises:
-        ValueError: If an option is out of range, or the parameters do not fit the space.
+        ValueError: If an option is out of range, the parameters do not fit the space, or a rule needs
+            ``total_steps`` that are not given.
         TypeError: If an argument has the wrong type, or is none of this optimizer's.
         NotImplementedError: If a parameter is complex or a gradient is sparse, or an option of
             :mod:`torch.optim` is asked for that is not there.
@@ -97,7 +99,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         on_nonfinite: Literal["raise", "skip"] = "raise",
         **options: Any,
     ) -> None:
-        check_options(options, space=space, total_steps=total_steps, on_nonfinite=on_nonfinite)
+        check_options(
+            options, space=space, total_steps=total_steps, maximize=maximize, on_nonfinite=on_nonfinite
+        )
         self._engines: dict[str, Engine] = {}
         self._given = rule if isinstance(rule, UpdateRule) else None
         self._space = space
@@ -107,8 +111,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._maximize = maximize
         self._on_nonfinite = on_nonfinite
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "rule": self._default})
-        self.state[SHARED] = {"step": torch.zeros((), dtype=torch.int64)}  # type: ignore[index]
         shell_state.check_complete(self._any_coupled, space, self._entries())
+        warn_of_small_factor(self.param_groups)
         if "higher" in sys.modules:
             importlib.import_module("nfn_opt.optim.higher_bridge").register(type(self))
 
@@ -131,11 +135,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Add a group, as in :class:`torch.optim.Optimizer`; nothing is added if it is refused."""
         known, groups = dict(self._engines), len(self.param_groups)
         try:
-            if isinstance(param_group, dict) and "rule" in param_group:
-                # A copy: the same group may be given to another optimizer, which calls the rule otherwise.
-                param_group = {**param_group, "rule": self._engine_key(param_group["rule"])}
+            if isinstance(param_group, dict):
+                # A copy: the same group may be given to another optimizer, which counts its own steps.
+                key = self._engine_key(param_group["rule"]) if "rule" in param_group else self._default
+                step, shared = self._step if groups else 0, self._shared(key)
+                given = {name: value for name, value in param_group.items() if name != "shared"}
+                param_group = {**given, "rule": key, "step": step, **({"shared": shared} if shared else {})}
             super().add_param_group(param_group)
-            shell_state.check_group(self.param_groups[-1], len(self.param_groups) - 1)
+            shell_state.check_group(self.param_groups[-1], groups)
+            check_total_steps(self._engines[self.param_groups[-1]["rule"]].rule, self._total_steps)
             shell_state.check_names(self._space, self._entries())
         except Exception:
             self._engines = known
@@ -185,7 +193,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self._refuse("gradient", with_gradient, not_finite(grads)):
             return
         told = -loss if self._maximize and loss is not None else loss
-        now = Now(self.space, self._step, told, self._total_steps)
+        now = Now(self.space, torch.tensor(self._step), told, self._total_steps)
         divided = {
             key: engine.divide([entry for entry in found if entry.group["rule"] == key], grads, now.space)
             for key, engine in self._engines.items()
@@ -199,35 +207,39 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for entry in slow:
                 entry.apply(updates[entry.key])
                 self.state[entry.param] = results[key].states[entry.key]
-        self.state[SHARED] = {"step": self._step + 1, **self._shared_after(results)}  # type: ignore[index]
+        for group in self.param_groups:
+            group["step"] += 1
+            if results[group["rule"]].shared:
+                group["shared"] = results[group["rule"]].shared
 
     def state_dict(self) -> dict[str, Any]:
         """As :meth:`torch.optim.Optimizer.state_dict`, with descriptions of the rules.
 
-        ``"rule"`` describes that of groups which name none, ``"rules"`` all, by what the groups call them.
+        ``"rules"`` describes them, by what the groups call them. A state without it, as
+        :mod:`torch.distributed.checkpoint` hands it on, can be loaded as well.
         """
         described = {key: shell_state.describe(rule) for key, rule in self.rules.items()}
-        return {**super().state_dict(), "rule": described[self._default], "rules": described}
+        return {**super().state_dict(), "rules": described}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state, exactly.
 
         Args:
             state_dict: What :meth:`state_dict` gave, for the same rule and parameters of the same shapes.
+                Parameters of which it has nothing start anew.
 
         Raises:
-            ValueError: If the state is of another optimizer, rule or model; nothing is changed.
+            ValueError: If the state is damaged, or of another optimizer, rule or model; nothing is changed.
         """
-        loaded: dict[int | str, Any] = {}
+        loaded: list[tuple[Tensor, TensorState]] = []
 
-        def check(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
-            shell_state.check_loaded(
-                self.rules, self._default, self.space, self._entries(), self.param_groups, final
-            )
-            loaded.update(final["state"])
+        def check(_: torch.optim.Optimizer, final: dict[str, Any]) -> dict[str, Any]:
+            final, states = checked(final, self.rules, self.space, self._entries(), self.param_groups)
+            loaded.extend(states)
+            return final
 
         def restore(_: torch.optim.Optimizer) -> None:
-            self._restore(loaded)
+            self.state.update({p: shell_state.owned(p, state) for p, state in loaded})
 
         # torch casts a state to the dtype of its parameter; after it, the values are put back as they were.
         handles = [
@@ -252,8 +264,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return self._independent
 
     @property
-    def _step(self) -> Tensor:
-        return self.state[SHARED]["step"]  # type: ignore[index]
+    def _step(self) -> int:
+        """Number of updates made; the same in all groups."""
+        return self.param_groups[0]["step"]
+
+    def _shared(self, key: str) -> TensorState:
+        """What a rule remembers of all tensors together."""
+        found = (group["shared"] for group in self.param_groups if group["rule"] == key and "shared" in group)
+        return next(found, {})
 
     def _entries(self) -> list[Entry]:
         return entries(self.param_groups, named=self._space is not None)
@@ -267,7 +285,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     f"the rule of group {index} was changed to {group['rule']!r}, which is none of this optimizer's "
                     f"({', '.join(self._engines)}); make a new optimizer to train on with another rule"
                 )
-        if self._total_steps is not None and int(self._step) == self._total_steps:
+        if self._total_steps is not None and self._step == self._total_steps:
             warnings.warn(
                 f"more updates are made than total_steps={self._total_steps}; those of rules with a schedule are tiny "
                 "from here on. Pass the number of updates of the whole training, all epochs together",
@@ -295,22 +313,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         states = {
             e.key: self.state[e.param] for e in found if e.group["rule"] == key and e.param in self.state
         }
-        prefix = self._prefix(key)
-        shared = {
-            name.removeprefix(prefix): value
-            for name, value in self.state[SHARED].items()  # type: ignore[index]
-            if name != "step" and name.startswith(prefix) and "/" not in name.removeprefix(prefix)
-        }
-        return self._engines[key].compute(own, found, grads, states, shared, now)
-
-    def _shared_after(self, results: Mapping[str, Result]) -> dict[str, Tensor]:
-        kept = {key: value for key, value in self.state[SHARED].items() if key != "step"}  # type: ignore[index]
-        for key, result in results.items():
-            kept.update({self._prefix(key) + name: value for name, value in result.shared.items()})
-        return kept
-
-    def _prefix(self, key: str) -> str:
-        return "" if key == self._default else f"{key}/"
+        return self._engines[key].compute(own, found, grads, states, self._shared(key), now)
 
     def _engine_key(self, rule: RuleLike) -> str:
         """What groups call a rule, which is made ready."""
@@ -325,14 +328,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
     @property
     def _any_coupled(self) -> bool:
         return any(rule.coupled for rule in self.rules.values())
-
-    def _restore(self, loaded: dict[int | str, Any]) -> None:
-        indexed = enumerate(p for group in self.param_groups for p in group["params"])
-        for index, p in indexed:
-            if index in loaded:
-                cast = shell_state.cast(loaded[index], p.device, compute_dtype(p.dtype))
-                self.state[p] = {key: value.clone() for key, value in cast.items()}
-        self.state[SHARED] = {key: value.clone() for key, value in loaded[SHARED].items()}  # type: ignore[index]
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_default", "_maximize", "_on_nonfinite", "_space", "_total_steps")

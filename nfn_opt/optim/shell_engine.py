@@ -144,7 +144,9 @@ class Engine:
             state = self._gather(params, states, shared, where, now.space)
             updates, state = self.rule_for(where).update(params, flowing, state, **now.at(where))
             result.updates.update({key: value for key, value in updates.items() if key in keys})
-            result.states.update({key: value for key, value in state["tensors"].items() if key in keys})
+            result.states.update(
+                {key: _contiguous(value) for key, value in state["tensors"].items() if key in keys}
+            )
             result.shared = result.shared or state["shared"]
         return result
 
@@ -178,7 +180,7 @@ class Engine:
                 fresh |= rule.init(space, {entry.key: entry.param.detach().to(*where)})["tensors"]
         old = {entry.key: states[entry.param] for entry in bucket if entry.param in states}
         moved = {key: shell_state.cast(state, *where) for key, state in {**old, **fresh}.items()}
-        return {key: {k: t.contiguous() for k, t in state.items()} for key, state in moved.items()}
+        return {key: _contiguous(state) for key, state in moved.items()}
 
     def _fast_step(self, where: Where) -> LinearStep | FastStep | None:
         if where not in self._fast:
@@ -221,6 +223,10 @@ class Engine:
         tensors = {key: states[key] if key in states else fresh["tensors"][key] for key in params}
         moved = {key: shell_state.cast(state, *where) for key, state in tensors.items()}
         return {"tensors": moved, "shared": shell_state.cast(shared or fresh["shared"], *where)}
+
+
+def _contiguous(state: TensorState) -> TensorState:
+    return {key: tensor.contiguous() for key, tensor in state.items()}
 
 
 def _where(entry: Entry) -> Where:

@@ -1,9 +1,10 @@
-"""Checks of what a :class:`LearnedOptimizer` is given: parameters, names, and states to continue from."""
+"""Checks of the parameters and names that a :class:`LearnedOptimizer` is given; its rules and states, described."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.optim.rule import UpdateRule
-from nfn_opt.optim.shell_parameters import Entry
+from nfn_opt.optim.shell_parameters import Entry, compute_dtype
 from nfn_opt.weight_space import WeightSpace
 
 
@@ -97,102 +98,13 @@ def _cast(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
+def owned(param: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of a parameter's state, contiguous, on its device and in the dtype of its arithmetic."""
+    moved = cast(state, param.device, compute_dtype(param.dtype))
+    return {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in moved.items()}
+
+
 def rule_key(rule: UpdateRule) -> str:
     """What a parameter group calls a rule: its kind and the beginning of the hash of all that it is."""
-    described = describe(rule)
-    digest = hashlib.sha256(repr(sorted(described.items(), key=lambda item: item[0])).encode())
-    return f"{rule.kind} {digest.hexdigest()[:8]}"
-
-
-def check_loaded(
-    rules: Mapping[str, UpdateRule],
-    default: str,
-    space: WeightSpace,
-    entries: Sequence[Entry],
-    groups: Sequence[Mapping[str, Any]],
-    loaded: Mapping[str, Any],
-) -> None:
-    """Refuse a ``state_dict`` of another optimizer, rule or model.
-
-    Args:
-        rules: The optimizer's rules by key.
-        default: Key of the one that groups have which name none.
-        space: Its weight space.
-        entries: Its parameters.
-        groups: Its parameter groups.
-        loaded: The ``state_dict``.
-
-    Raises:
-        ValueError: Naming what differs.
-    """
-    if not {"state", "param_groups", "rule"} <= loaded.keys() or "shared" not in loaded["state"]:
-        raise ValueError(
-            f"the state has the entries {sorted(loaded)}, expected those of LearnedOptimizer.state_dict(): "
-            "it is of another optimizer; load it into one of the same class"
-        )
-    _check_rule("the state", describe(rules[default]), loaded["rule"])
-    _check_groups(groups, loaded["param_groups"])
-    _check_group_rules(rules, groups, loaded)
-    like = {e.key: torch.empty_like(e.param, device="meta") for e in entries if e.param.numel() > 0}
-    expected = {key: rule.init(space, like)["tensors"] for key, rule in rules.items()}
-    places = [index for group in loaded["param_groups"] for index in group["params"]]
-    for index, entry in zip(places, entries, strict=True):
-        if index in loaded["state"]:
-            _check_tensors(entry, expected[entry.group["rule"]][entry.key], loaded["state"][index])
-
-
-def _check_group_rules(
-    rules: Mapping[str, UpdateRule], groups: Sequence[Mapping[str, Any]], loaded: Mapping[str, Any]
-) -> None:
-    for i, (mine, theirs) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
-        if theirs["rule"] != mine["rule"]:
-            other = loaded.get("rules", {}).get(theirs["rule"], loaded["rule"])
-            _check_rule(f"group {i} of the state", describe(rules[mine["rule"]]), other)
-
-
-def _check_rule(what: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    differences = []
-    if own["kind"] != other["kind"]:
-        differences.append(f"its kind is {other['kind']!r}, expected {own['kind']!r}")
-    else:
-        for key, value in own["config"].items():
-            if _plain(other["config"].get(key)) != _plain(value):
-                differences.append(f"its {key} is {other['config'].get(key)!r}, expected {value!r}")
-        if not differences and own["outer_parameters"] != other["outer_parameters"]:
-            differences.append("its outer parameters have other values")
-    if differences:
-        raise ValueError(
-            f"{what} is of another rule: {'; '.join(differences)}; make the optimizer with that rule"
-        )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _check_groups(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> None:
-    if len(own) != len(other):
-        raise ValueError(
-            f"the state has {len(other)} parameter groups, expected {len(own)}; it is of another model"
-        )
-    for i, (mine, theirs) in enumerate(zip(own, other, strict=True)):
-        if len(mine["params"]) != len(theirs["params"]):
-            raise ValueError(
-                f"group {i} of the state has {len(theirs['params'])} parameters, expected "
-                f"{len(mine['params'])}; it is of another model"
-            )
-        for key in ("lr", "weight_decay", "rule"):
-            if key not in theirs:
-                raise ValueError(f"group {i} of the state has no {key!r}; it is of another optimizer")
-
-
-def _check_tensors(entry: Entry, expected: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    got = {key: tuple(value.shape) for key, value in state.items()}
-    want = {key: tuple(value.shape) for key, value in expected.items()}
-    if got != want:
-        differing = sorted(key for key in {*got, *want} if got.get(key) != want.get(key))
-        raise ValueError(
-            f"the state of {entry.label} does not fit: "
-            + "; ".join(f"{key!r} has shape {got.get(key)}, expected {want.get(key)}" for key in differing)
-            + "; it is of another model"
-        )
+    described = json.dumps(describe(rule), sort_keys=True)
+    return f"{rule.kind} {hashlib.sha256(described.encode()).hexdigest()[:16]}"

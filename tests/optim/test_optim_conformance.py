@@ -262,7 +262,7 @@ def test_lr_of_zero_keeps_the_weights_and_moves_the_state(rule: UpdateRule) -> N
     start = weights(model)
     train(model, optimizer, 2)
     same(weights(model), start)
-    assert optimizer.state["shared"]["step"] == 2  # type: ignore[index]
+    assert optimizer.param_groups[0]["step"] == 2
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -290,6 +290,9 @@ def test_options_of_torch(mlp: UpdateRule, option: str) -> None:
         ({"total_steps": 0}, ValueError, "total_steps is 0, expected at least 1"),
         ({"total_steps": 1e3}, TypeError, "total_steps is a float"),
         ({"total_steps": True}, TypeError, "total_steps is a bool"),
+        ({"maximize": "yes"}, TypeError, "maximize is 'yes', expected True or False"),
+        ({"maximize": 1}, TypeError, "maximize is 1, expected True or False"),
+        ({"foreach": 0}, NotImplementedError, "does not support foreach=0"),
         ({"lr": torch.tensor(-1.0)}, ValueError, r"lr of group 0 is tensor\(-1.\)"),
         ({"lr": None}, TypeError, "lr of group 0 is None"),
     ],
@@ -304,8 +307,12 @@ def test_options_that_are_refused(
 def test_total_steps_reaches_the_rule() -> None:
     rule = make_rule("scheduled", rule="sgd", options={"lr": 0.1}, schedule="cosine")
     model = make_model()
+    with pytest.raises(ValueError, match="total_steps is None, and the schedule of a 'scheduled' rule"):
+        LearnedOptimizer(model.parameters(), rule)
+    plain = LearnedOptimizer(model.body.parameters())
     with pytest.raises(ValueError, match="total_steps is None"):
-        train(model, LearnedOptimizer(model.parameters(), rule), 1)
+        plain.add_param_group({"params": model.head.parameters(), "rule": rule})
+    assert len(plain.param_groups) == len(plain.rules) == 1
     optimizer = LearnedOptimizer(model.parameters(), rule, total_steps=2)
     assert copy.deepcopy(optimizer).total_steps == optimizer.total_steps == 2
     train(model, optimizer, 2)
@@ -313,6 +320,32 @@ def test_total_steps_reaches_the_rule() -> None:
     with pytest.warns(RuntimeWarning, match="more updates are made"):
         train(model, optimizer, 1)  # the schedule is at zero
     same(weights(model), end)
+
+
+@pytest.mark.parametrize("lr", [1e-3, torch.tensor(0.04)])
+def test_an_lr_as_for_adam_is_warned_of_once(mlp: UpdateRule, lr: float | Tensor) -> None:
+    model = make_model()
+    with pytest.warns(UserWarning, match=r"lr is a factor .* times smaller") as found:
+        optimizer = LearnedOptimizer(model.parameters(), mlp, lr=lr)
+    assert [warning.filename for warning in found] == [__file__]
+    train(model, optimizer, 2)
+    with pytest.warns(UserWarning, match="lr=0.01 makes every update 100 times smaller"):
+        LearnedOptimizer([{"params": m.parameters(), "lr": 0.01} for m in model.children()], mlp)
+
+
+def test_an_lr_that_may_be_meant_is_not_warned_of(mlp: UpdateRule) -> None:
+    model = make_model()
+    for lr in (0.0, 0.05, 2.0):
+        LearnedOptimizer(model.parameters(), mlp, lr=lr)
+    some: list[dict[str, Any]] = [
+        {"params": model.body.parameters(), "lr": 0.01},
+        {"params": model.head.parameters()},
+    ]
+    LearnedOptimizer(some, mlp)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "lr is a factor")
+        optimizer = LearnedOptimizer(model.parameters(), mlp, lr=1e-3)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1e-3})
 
 
 def test_profiled_under_its_own_name(mlp: UpdateRule) -> None:

@@ -239,7 +239,7 @@ def test_values_that_are_not_finite() -> None:
             assert all(
                 torch.equal(a, b) for a, b in zip(network.parameters(), model.parameters(), strict=True)
             )
-            assert inner.shared["step"] == 0
+            assert inner.steps_made == 0
 
 
 def test_refused_overrides() -> None:

@@ -49,7 +49,7 @@ def test_state_is_laid_out_as_torchs(mlp: UpdateRule) -> None:
     train(model, optimizer, 2)
     state = optimizer.state_dict()
     assert state["state"][0]["second_moment"].shape == model.body.weight.shape
-    assert state["state"][0]["step"] == state["state"]["shared"]["step"] == 2
+    assert state["state"][0]["step"] == state["param_groups"][0]["step"] == 2
     assert state["param_groups"][0]["params"] == [0, 1, 2, 3]
 
 
