@@ -82,3 +82,16 @@ def test_accelerate(run: Any) -> None:
     names = run("Accelerate")
     assert sum(names["losses"][-8:]) < 0.8 * sum(names["losses"][:8])
     assert names["optimizer"].optimizer.param_groups[0]["step"] == 40
+
+
+def test_distributed_checkpoints(run: Any) -> None:
+    names = run("Distributed checkpoints")
+    assert names["its_optimizer"].param_groups[0]["step"] == 16
+    names["train"](names["model"], names["optimizer"])
+    for expected, got in zip(names["model"].parameters(), names["resumed"].parameters(), strict=True):
+        assert torch.equal(expected, got)
+
+
+def test_higher(run: Any) -> None:
+    losses = run("Differentiable inner loops by `higher`")["meta_losses"]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])

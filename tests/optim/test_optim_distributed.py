@@ -1,4 +1,4 @@
-"""Learned optimizers under DistributedDataParallel: two processes train as one."""
+"""Learned optimizers under DistributedDataParallel: two processes train as one, and save what can be continued."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from tests.optim.shell_cases import DATA, make_model, train, weights
 WORKER = """
 import sys, torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.nn.parallel import DistributedDataParallel
 from nfn_opt.optim import LearnedOptimizer, make_rule
 from nfn_opt.optim.shell_fast import FastStep
@@ -35,6 +38,17 @@ for _ in range(3):
     (model(given["data"][rank::2]) - 1).square().mean().backward()
     optimizer.step()
 torch.save([p.detach() for p in model.parameters()], f"{folder}/after{rank}.pt")
+state = get_optimizer_state_dict(model, optimizer)
+assert "0.weight" in state["state"], state["state"].keys()
+save(state, checkpoint_id=f"{folder}/saved")
+resumed = LearnedOptimizer(model.parameters(), make_rule("mlp"))
+resumed.zero_grad()
+state = get_optimizer_state_dict(model, resumed)
+load(state, checkpoint_id=f"{folder}/saved")
+set_optimizer_state_dict(model, resumed, state)
+assert resumed.param_groups[0]["step"] == 3
+for p in model.parameters():
+    assert all(torch.equal(resumed.state[p][key], value) for key, value in optimizer.state[p].items())
 torch.distributed.destroy_process_group()
 """
 
