@@ -187,6 +187,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The safetensors file at `path`, with the format's own errors turned into ones that name the remedy."""
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {os.fspath(path)!r}; check the path")
+    if Path(path).is_dir():
+        files = sorted(str(file) for file in Path(path).glob("*.safetensors"))
+        offer = f"give one of those in it: {', '.join(files)}" if files else "it has no *.safetensors in it"
+        raise ArtifactError(f"{os.fspath(path)} is a folder, expected a file; {offer}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file

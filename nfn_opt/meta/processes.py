@@ -84,8 +84,20 @@ class Processes:
             raise error
 
     def device(self, name: str) -> str:
-        """The device of this process: with several, ``"cuda"`` is another GPU in each on one machine."""
-        if name != "cuda" or self.size == 1 or not torch.cuda.is_available():
+        """The device of this process: with several, ``"cuda"`` is another GPU in each on one machine.
+
+        Raises:
+            ValueError: If there is no such device, or PyTorch cannot use it.
+        """
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"device is {name!r}, which cannot be used here ({reason}); expected 'cpu', or 'cuda' on a machine "
+                "with a GPU that this PyTorch supports"
+            ) from error
+        if name != "cuda" or self.size == 1:
             return name
         return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank)) % torch.cuda.device_count()}"
 

@@ -55,7 +55,11 @@ def load_recipe(name: str | os.PathLike[str], *, out: Path) -> MetaTrainConfig:
         record = tomllib.loads(text) if kind == _SUFFIX else json.loads(text)
     except ValueError as error:
         raise ValueError(f"the recipe {os.fspath(name)} is not valid {kind[1:].upper()}: {error}") from error
-    record = record.get("config", record)
+    record = record.get("config", record) if isinstance(record, dict) else record
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"the recipe {os.fspath(name)} is a {type(record).__name__}, expected options by name"
+        )
     record = {key: value for key, value in record.items() if key != "out"}
     try:
         return dataclasses.replace(from_record(MetaTrainConfig, {**record, "out": "."}), out=out)

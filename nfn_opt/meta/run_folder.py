@@ -70,20 +70,33 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: If it holds no run.
-            ValueError: If the configuration differs; the message names what does.
+            ValueError: If the configuration differs; the message names what does. Also if its file is damaged.
         """
         if not self.config.exists():
             raise FileNotFoundError(
                 f"there is no run to resume in {self.path}: it has no {self.config.name}; check the name, or start "
                 "a new run without --resume"
             )
-        stored = json.loads(self.config.read_text())["config"]
+        stored = self._stored()
         changed = differences(stored, json.loads(json.dumps(record)))
         if changed:
             raise ValueError(
                 f"the run in {self.path} has another configuration: {'; '.join(changed)}; resume it with the options "
                 "that it was started with, or give a new folder"
             )
+
+    def _stored(self) -> Mapping[str, Any]:
+        """The configuration that the run was started with."""
+        try:
+            stored = json.loads(self.config.read_text())["config"]
+            if not isinstance(stored, Mapping):
+                raise TypeError(f"its configuration is a {type(stored).__name__}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.config} is not the configuration of a run ({error!r}); it was damaged or changed: restore it, "
+                "or start a new run with the checkpoint as start_from"
+            ) from error
+        return stored
 
     def keep_checkpoint(self) -> None:
         """Keep the last checkpoint as the one before, if it was made while outer gradients were finite."""

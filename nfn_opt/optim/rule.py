@@ -210,17 +210,22 @@ def make_rule(
 
     Raises:
         ValueError: If the kind or a field is unknown, or a value is out of range.
+        TypeError: If a value is text where a number or a list is expected, or the other way round.
 
     Example:
         >>> make_rule("adam", lr=1e-3).config.lr
         0.001
     """
     cls = rule_class(kind)
-    fields = [field.name for field in dataclasses.fields(cls.config_class)]
-    for name in config:
+    default = cls.config_class()
+    fields = [field.name for field in dataclasses.fields(default)]
+    for name, value in config.items():
         if name not in fields:
             raise ValueError(
                 f"a {kind!r} rule has no option {name!r}{closest(name, fields)}; expected any of {fields}"
             )
+        usual = getattr(default, name)
+        if usual is not None and value is not None and isinstance(value, str) != isinstance(usual, str):
+            raise TypeError(f"{name} of a {kind!r} rule is {value!r}, expected something like {usual!r}")
     build: Callable[..., UpdateRule] = cls
     return build(cls.config_class(**config), generator=generator, space=space)

@@ -54,7 +54,7 @@ def resolve_rule(rule: RuleLike, *, space: WeightSpace | None = None) -> UpdateR
         isinstance(rule, str)
         and not Path(name).suffix
         and Path(name).name == name
-        and not Path(name).exists()
+        and not (name and Path(name).exists())
     ):
         known = sorted({*available_rules(), *registered_kinds()})
         raise ValueError(

@@ -59,8 +59,9 @@ def checked(
     step = loaded["param_groups"][0]["step"]
     if step and not loaded["state"] and any(state for rule in expected.values() for state in rule.values()):
         raise ValueError(
-            f"the state is of {step} updates, but no parameter has a state; it is damaged, or torch.distributed.checkpoint "
-            "was asked for it while a new optimizer's parameters had gradients: call zero_grad() before"
+            f"the state is of {step} updates, but no parameter has a state; it is damaged, or "
+            "torch.distributed.checkpoint was asked for it while a new optimizer's parameters had gradients: call "
+            "zero_grad() before"
         )
     known = [
         {**theirs, "rule": mine["rule"]} for mine, theirs in zip(groups, loaded["param_groups"], strict=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 from torch import nn
 
+from nfn_opt.artifacts import ArtifactError
 from nfn_opt.optim import LearnedOptimizer, UpdateRule
 from nfn_opt.weight_space import WeightSpace
 from tests.optim.rule_cases import leaves
@@ -107,6 +109,8 @@ def test_refused_parameters_and_gradients(mlp: UpdateRule) -> None:
         ({"weight_decay": -1.0}, ValueError, "weight_decay of group 0 is -1.0"),
         ({"on_nonfinite": "ignore"}, ValueError, "on_nonfinite is 'ignore'"),
         ({"rule": 3}, TypeError, "rule is a int"),
+        ({"rule": ""}, ValueError, "there is no rule ''"),
+        ({"rule": str(Path(__file__).parent)}, ArtifactError, "is a folder, expected a file"),
         ({"rule": "no/such/file"}, FileNotFoundError, "no file 'no/such/file'"),
         ({"space": "mlp"}, TypeError, "space is a str"),
     ],

@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from nfn_opt.meta import MetaTrainConfig
+from nfn_opt.optim import make_rule, save_rule
 from scripts.meta_train import documented, main
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,10 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--start-from=nothing.safetensors", "--rule-options"], "nothing.safetensors"),
         (["--inner.horizon=5"], "horizon is 5, expected a positive multiple of the truncation, 2"),
         (["--resume"], "no run to resume"),
+        (["--rule-options", "lr=abc"], "lr of a 'mlp' rule is 'abc', expected something like 0.0"),
+        (["--rule-options", "hidden=wide"], "hidden of a 'mlp' rule is 'wide', expected something like ("),
+        (["--device=abacus"], "device is 'abacus', which cannot be used here"),
+        (["--rule="], "there is no rule of kind ''"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -95,6 +101,34 @@ def test_what_is_wrong_is_said_in_one_line(
     assert message in captured.err
     assert captured.err.startswith("error: ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"--out={tmp_path / 'run'}", *SMALL, "--device=cuda"]) == 2
+    assert "error: device is 'cuda', which cannot be used here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"seed": 1}', '{"config": 3}'])
+def test_a_damaged_configuration_is_named(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(text)
+    assert main([f"--out={tmp_path}", *SMALL, "--resume"]) == 2
+    assert f"error: {config} is not the configuration of a run" in capsys.readouterr().err
+
+
+def test_starting_from_a_folder_names_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_rule(make_rule("mlp"), tmp_path / "rule.safetensors")
+    for folder, match in (
+        (tmp_path, f"give one of those in it: {tmp_path / 'rule.safetensors'}"),
+        (ROOT, "no *."),
+    ):
+        assert main([f"--out={tmp_path / 'run'}", *SMALL, f"--start-from={folder}", "--rule-options"]) == 2
+        captured = capsys.readouterr().err
+        assert f"error: {folder} is a folder, expected a file" in captured
+        assert match in captured
 
 
 def test_an_option_that_is_not_name_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
