@@ -210,7 +210,7 @@ def make_rule(
 
     Raises:
         ValueError: If the kind or a field is unknown, or a value is out of range.
-        TypeError: If a value is text where a number or a list is expected, or the other way round.
+        TypeError: If a value is text and not the number that is expected, or anything else of the wrong type.
 
     Example:
         >>> make_rule("adam", lr=1e-3).config.lr
@@ -225,7 +225,8 @@ def make_rule(
                 f"a {kind!r} rule has no option {name!r}{closest(name, fields)}; expected any of {fields}"
             )
         usual = getattr(default, name)
-        if usual is not None and value is not None and isinstance(value, str) != isinstance(usual, str):
-            raise TypeError(f"{name} of a {kind!r} rule is {value!r}, expected something like {usual!r}")
+        if isinstance(value, str) and isinstance(usual, (int, float)):
+            what = "True or False" if isinstance(usual, bool) else "a number"
+            raise TypeError(f"{name} is {value!r}, expected {what}, such as {usual!r}")
     build: Callable[..., UpdateRule] = cls
     return build(cls.config_class(**config), generator=generator, space=space)

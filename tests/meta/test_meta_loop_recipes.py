@@ -92,6 +92,13 @@ def test_a_wrong_recipe_is_refused(text: str, match: str, tmp_path: Path) -> Non
         load_recipe(path, out=tmp_path)
 
 
+def test_a_recipe_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"config.json is a list, expected options by name"):
+        load_recipe(path, out=tmp_path)
+
+
 def test_an_unknown_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"there is no recipe 'celo' \(did you mean 'celo2'\?\); expected one of"

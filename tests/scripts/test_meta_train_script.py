@@ -87,9 +87,10 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--start-from=nothing.safetensors", "--rule-options"], "nothing.safetensors"),
         (["--inner.horizon=5"], "horizon is 5, expected a positive multiple of the truncation, 2"),
         (["--resume"], "no run to resume"),
-        (["--rule-options", "lr=abc"], "lr of a 'mlp' rule is 'abc', expected something like 0.0"),
-        (["--rule-options", "hidden=wide"], "hidden of a 'mlp' rule is 'wide', expected something like ("),
+        (["--rule-options", "lr=abc"], "lr is 'abc', expected a number, such as 0.0"),
+        (["--rule-options", "hidden=wide"], "hidden is 'wide', expected a list"),
         (["--device=abacus"], "device is 'abacus', which cannot be used here"),
+        (["--rule-options", "use_time=yes"], "use_time is 'yes', expected True or False"),
         (["--rule="], "there is no rule of kind ''"),
     ],
 )
