@@ -9,12 +9,14 @@ pictures = edited.render()
 from editors.canonical import Signs, canonicalize
 from editors.editor import Editor, EditorConfig, pretrained_editors
 from editors.edits import EDITS, Edit, get_edit
+from editors.errors import editing_error, editing_errors, editing_scores, no_edit_error, score_table
 from editors.fitting import fit
 from editors.inr_set import InrSet
 from editors.pictures import draw_rows
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
 from editors.tiling import PictureEdit, edit_picture
-from editors.training import TrainEditorConfig, editing_error, no_edit_error, train_editor
+from editors.training import train_editor
+from editors.training_config import TrainEditorConfig
 
 __all__ = [
     # INRs
@@ -38,7 +40,10 @@ __all__ = [
     "draw_rows",
     "edit_picture",
     "editing_error",
+    "editing_errors",
+    "editing_scores",
     "no_edit_error",
     "pretrained_editors",
+    "score_table",
     "train_editor",
 ]
