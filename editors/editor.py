@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from editors.canonical import Signs, canonicalize
@@ -27,6 +28,9 @@ KIND = "editor"
 
 NETWORKS_PER_CHUNK = 256
 """INRs edited at once outside training."""
+
+HUB_FILE = "editor.safetensors"
+"""Name of the file in a repository of the Hugging Face hub."""
 
 _PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -83,13 +87,22 @@ class EditorConfig:
         return cls(**fields)
 
 
-class Editor(nn.Module):
+class Editor(
+    nn.Module,
+    ModelHubMixin,
+    library_name="nfn-opt",
+    tags=["implicit-neural-representations", "weight-space"],
+):
     r"""A learned edit of INRs: :math:`W' = W + s \cdot \sigma \odot f((W - \mu) / \sigma)`.
 
     :math:`f` is equivariant to permuting the hidden neurons of the INR, so the edit of a permuted INR is the
     permuted edit; unless the configuration says otherwise, the same holds for the signs and phases of its sines.
     :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs that the editor was
     trained on, :math:`s` is the strength (Sec. 4.3 of arXiv:2302.14040).
+
+    ``save_pretrained(folder)``, ``push_to_hub(repository)`` and ``from_pretrained(folder or repository)`` are those of
+    :class:`huggingface_hub.ModelHubMixin`. Only the latter two may need a network; ``from_pretrained(repository,
+    local_files_only=True)`` takes what was downloaded before.
 
     Args:
         config: What the editor is made of.
@@ -239,6 +252,37 @@ class Editor(nn.Module):
                 "Train one with scripts/train_editor.py and load it with Editor.load"
             )
         return cls.load(path)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write what the mixin's ``save_pretrained`` and ``push_to_hub`` share."""
+        self.save(save_directory / HUB_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **_: Any,
+    ) -> Editor:
+        """Read from a folder, or from a repository of the hub."""
+        if Path(model_id).is_dir():
+            return cls.load(Path(model_id) / HUB_FILE)
+        return cls.load(
+            hf_hub_download(
+                model_id,
+                HUB_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        )
 
     def extra_repr(self) -> str:
         """The edit and the architecture."""

@@ -45,7 +45,7 @@ def train_editor(
 ) -> list[dict[str, float]]:
     """Train an editor, in place, and leave it with the weights that were best on the validation INRs.
 
-    For a run with checkpoints in a folder see :func:`editors.runs.run_training`.
+    For a run with checkpoints in a folder see :func:`editors.training_runs.run_training`.
 
     Args:
         editor: The editor; its statistics are taken from `inrs`.

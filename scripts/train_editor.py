@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from editors import score_table
-from editors.runs import EditorRunConfig, EditorRunResult, run_training
+from editors.training_runs import EditorRunConfig, EditorRunResult, run_training
 from nfn_opt.meta.processes import joined_processes
 
 
