@@ -12,10 +12,10 @@ from editors.editor import Editor
 from editors.edits import get_edit
 from editors.errors import editing_scores, no_edit_error
 from editors.pictures import draw_rows
+from editors.training import EditorTraining, progress_bar
 from editors.training_runs.config import EditorRunConfig
 from editors.training_runs.data import Part, Source, load_parts, load_source, prepare
 from editors.training_runs.folder import EditorLog, EditorRunFolder, draw_training
-from editors.training import EditorTraining, progress_bar
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.meta.logs import check_tensorboard
 from nfn_opt.meta.processes import Processes, restarted

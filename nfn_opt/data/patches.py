@@ -40,7 +40,9 @@ def load_photo_patches(count: int, size: int = 16, *, seed: int = 0, gray: bool 
     for i in range(count):
         photo, power = (int(torch.randint(high, (), generator=generator)) for high in (len(photos), 3))
         side = size * 2**power
-        top, left = (int(torch.randint(n - side + 1, (), generator=generator)) for n in photos[photo].shape[1:])
+        top, left = (
+            int(torch.randint(n - side + 1, (), generator=generator)) for n in photos[photo].shape[1:]
+        )
         patch = photos[photo][:, top : top + side, left : left + side]
         patches[i] = torch.nn.functional.adaptive_avg_pool2d(patch, size).movedim(0, -1)
         labels[i] = photo
