@@ -118,6 +118,7 @@ class EditorRunConfig:
             raise ValueError(
                 f"images is 'rendered' and inrs {self.inrs}, expected a file of INRs (inrs=FILE.safetensors)"
             )
+        self.editor(_SMALL, (1, 1))  # refuses a functional that edits nothing
 
     @property
     def steps(self) -> int:
