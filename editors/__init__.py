@@ -10,9 +10,10 @@ from editors.editor import Editor, EditorConfig, pretrained_editors
 from editors.edits import EDITS, Edit, get_edit
 from editors.fitting import fit
 from editors.inr_set import InrSet
+from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength_sweep
 from editors.pictures import draw_rows
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
-from editors.tiling import PictureEdit, edit_picture
+from editors.tiling import TiledPicture, fit_picture
 from editors.training import TrainEditorConfig, editing_error, no_edit_error, train_editor
 
 __all__ = [
@@ -31,11 +32,15 @@ __all__ = [
     "Editor",
     "EditorConfig",
     "PictureEdit",
+    "TiledPicture",
     "TrainEditorConfig",
     "draw_rows",
     "edit_picture",
+    "edit_tiles",
     "editing_error",
+    "fit_picture",
     "no_edit_error",
     "pretrained_editors",
+    "strength_sweep",
     "train_editor",
 ]
