@@ -12,6 +12,7 @@ from editors.fitting import fit
 from editors.inr_set import InrSet
 from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength_sweep
 from editors.pictures import draw_rows
+from editors.report import write_report
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
 from editors.tiling import TiledPicture, fit_picture
 from editors.training import TrainEditorConfig, editing_error, no_edit_error, train_editor
@@ -43,4 +44,5 @@ __all__ = [
     "pretrained_editors",
     "strength_sweep",
     "train_editor",
+    "write_report",
 ]

@@ -20,23 +20,27 @@ class PictureEdit:
     """What :func:`edit_picture` made.
 
     Attributes:
-        edited: The edited picture, values in [0, 1], shape (H, W, C).
+        original: The picture, values in [0, 1], shape (H, W, C).
+        edited: The edited picture, likewise.
         reconstructed: The picture as its INRs hold it before the edit, likewise.
         exact: The exact edit of the picture, at strength 1, likewise; None if an editor learned a function that is
             not in `EDITS`.
         before: The INRs before the edit.
         after: The INRs after it.
-        psnr: Mean PSNR of the INRs against their tiles, in dB.
+        strength: Strength of the edit.
+        psnr: Mean PSNR of the INRs against their tiles, in dB; NaN if it is not known.
         tiles: Number of INRs.
         error: Mean squared error of ``edited`` to ``exact``, values in [0, 1]; None if that is None.
         no_edit_error: The same for the unedited picture.
     """
 
+    original: Tensor
     edited: Tensor
     reconstructed: Tensor
     exact: Tensor | None
     before: TiledPicture
     after: TiledPicture
+    strength: float
     psnr: float
     tiles: int
     error: float | None
@@ -117,37 +121,38 @@ def strength_sweep(
     tiled: TiledPicture,
     editors: Editor | Sequence[Editor],
     strengths: Sequence[float],
-    size: tuple[int, int] | None = None,
-) -> Iterator[Tensor]:
+    *,
+    whole: TiledPicture | None = None,
+) -> Iterator[TiledPicture]:
     """The edited picture at each of some strengths, one after the other.
 
     Args:
         tiled: The picture before the edit.
         editors: As for :func:`edit_tiles`.
         strengths: Each 0 to 1.
-        size: (height, width) to render at; that of the picture if not given.
+        whole: The picture at strength 1, if it is known already.
 
     Yields:
-        Pixel values in [0, 1], shape (H, W, C).
+        The edited picture, to be rendered at any resolution.
 
     Raises:
         ValueError: As :func:`edit_tiles`.
     """
     chain = check_editors(editors)
-    whole = edit_tiles(tiled, chain)
+    whole = whole or edit_tiles(tiled, chain)
     for strength in strengths:
         check_strength(strength)
         if len(chain) > 1:
-            yield edit_tiles(tiled, chain, strength).render(size)
+            yield edit_tiles(tiled, chain, strength)
             continue
         # One editor changes the weights in proportion to its strength.
         before, after = tiled.inrs.params, whole.inrs.params
         params = {name: torch.lerp(before[name], after[name], strength) for name in before}
-        yield tiled.with_inrs(tiled.inrs.with_params(params)).render(size)
+        yield tiled.with_inrs(tiled.inrs.with_params(params))
 
 
 def edit_picture(
-    picture: Tensor,
+    picture: Tensor | TiledPicture,
     editors: Editor | Sequence[Editor],
     *,
     strength: float = 1.0,
@@ -162,7 +167,8 @@ def edit_picture(
     of a gray one.
 
     Args:
-        picture: Pixel values in [0, 1], shape (H, W, C).
+        picture: Pixel values in [0, 1], shape (H, W, C); or a picture whose INRs are fitted already, which stands
+            for the pixels that these show.
         editors: The editor, or several of the same INRs, which then edit the weights one after the other.
         strength: 0 (no edit) to 1 (the whole edit), of each editor.
         overlap: Pixels that neighbouring tiles share; half a tile if not given.
@@ -170,27 +176,32 @@ def edit_picture(
         progress: Show a progress bar of the fit.
 
     Raises:
-        ValueError: If the picture is not (H, W, C) in [0, 1], the editors do not fit each other, an edit cannot be
-            made tile by tile, or the strength or the overlap is out of range.
+        ValueError: If the picture is not (H, W, C) in [0, 1], the editors do not fit each other or the INRs, an edit
+            cannot be made tile by tile, or the strength or the overlap is out of range.
     """
     check_strength(strength)
     chain = check_editors(editors)
-    config = chain[0].config
-    if picture.ndim == 3:
-        _check_local(chain, (picture.shape[0], picture.shape[1]))
-    before = fit_picture(
-        picture, config.siren, config.image_size, overlap=overlap, seed=seed, progress=progress
-    )
+    if isinstance(picture, TiledPicture):
+        before, given = picture, picture.render()
+    else:
+        config = chain[0].config
+        if picture.ndim == 3:
+            _check_local(chain, (picture.shape[0], picture.shape[1]))
+        before = fit_picture(
+            picture, config.siren, config.image_size, overlap=overlap, seed=seed, progress=progress
+        )
+        given = picture.expand(before.shape)
     after = edit_tiles(before, chain, strength)
     edited = after.render()
-    given = picture.expand(before.shape)
     exact = exact_edit(given, chain)
     return PictureEdit(
+        original=given,
         edited=edited,
         reconstructed=before.render(),
         exact=exact,
         before=before,
         after=after,
+        strength=strength,
         psnr=before.inrs.psnr.mean().item(),
         tiles=len(before.inrs),
         error=None if exact is None else (edited - exact).square().mean().item(),

@@ -137,9 +137,18 @@ def test_a_sweep_over_strengths(chain: list[str]) -> None:
     editors = [make_editor(edit, seed=seed) for seed, edit in enumerate(chain)]
     tiled = fit_picture(make_picture(9, 8), editors[0].config.siren, (6, 5))
     strengths = [0.0, 0.3, 1.0]
-    for strength, picture in zip(strengths, strength_sweep(tiled, editors, strengths, (18, 16)), strict=True):
+    for strength, edited in zip(strengths, strength_sweep(tiled, editors, strengths), strict=True):
         expected = edit_tiles(tiled, editors, strength).render((18, 16))
-        torch.testing.assert_close(picture, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(edited.render((18, 16)), expected, atol=1e-5, rtol=0)
+
+
+def test_a_picture_whose_inrs_are_fitted_already() -> None:
+    picture, editor = make_picture(9, 8), make_editor()
+    done = edit_picture(picture, editor)
+    again = edit_picture(done.before, editor)
+    assert torch.equal(again.edited, done.edited)
+    assert torch.equal(again.original, done.reconstructed)
+    assert again.psnr == done.psnr
 
 
 def test_tiles_of_another_size_are_not_edited() -> None:
