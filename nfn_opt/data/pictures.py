@@ -202,7 +202,8 @@ def write_animation(
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "brighter.gif"
         >>> _ = write_animation(path, [torch.full((2, 3, 1), level / 10) for level in range(5)])
-        >>> Image.open(path).n_frames
+        >>> with Image.open(path) as animation:
+        ...     animation.n_frames
         8
     """
     if Path(path).suffix.lower() != ".gif":
@@ -263,7 +264,7 @@ def picture_notes(path: str | os.PathLike[str]) -> list[str]:
     """
     notes = []
     with _opened(path) as picture:
-        if picture.has_transparency_data and picture.convert("RGBA").getextrema()[3][0] < 255:
+        if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
             notes.append("it has transparent parts, which are laid over white")
         frames = getattr(picture, "n_frames", 1)
         if frames > 1:
