@@ -210,7 +210,9 @@ def test_a_chain_of_edits(tmp_path: Path, editor: Path, capsys: pytest.CaptureFi
         made.append(out.read_bytes())
     assert len(set(made)) == 3
     printed = capsys.readouterr().out
-    assert all(f"to the exact {edits}: " in printed for edits in ("dilate", "dilate, then blur", "blur, then dilate"))
+    assert all(
+        f"to the exact {edits}: " in printed for edits in ("dilate", "dilate, then blur", "blur, then dilate")
+    )
 
 
 def test_everything_that_can_be_written(
