@@ -6,8 +6,9 @@ edited = Editor.pretrained("dilate")(inrs, strength=1.0)
 pictures = edited.render()
 """
 
+from editors.canonical import Signs, canonicalize
 from editors.editor import Editor, EditorConfig, pretrained_editors
-from editors.edits import EDITS, Edit, get_edit
+from editors.edits import EDITS, Edit, find_edit, get_edit
 from editors.fitting import fit
 from editors.inr_set import InrSet
 from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength_sweep
@@ -20,14 +21,17 @@ from editors.training import TrainEditorConfig, editing_error, no_edit_error, tr
 __all__ = [
     # INRs
     "InrSet",
+    "Signs",
     "Siren",
     "SirenConfig",
+    "canonicalize",
     "coordinates",
     "fit",
     "siren_apply",
     # edits of images
     "EDITS",
     "Edit",
+    "find_edit",
     "get_edit",
     # edits of weights
     "Editor",

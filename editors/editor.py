@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
+from editors.canonical import Signs, canonicalize
+from editors.edits import find_edit
 from editors.inr_set import InrSet
 from editors.siren import COORDINATES, Siren, SirenConfig
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
@@ -27,6 +30,9 @@ KIND = "editor"
 NETWORKS_PER_CHUNK = 256
 """INRs edited at once outside training."""
 
+HUB_FILE = "editor.safetensors"
+"""Name of the file in a repository of the Hugging Face hub."""
+
 _PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -36,19 +42,24 @@ class EditorConfig:
 
     Attributes:
         siren: Architecture of the INRs.
-        edit: Name of the image edit.
+        edit: The image edit, as text: a name, or a name with parameters as `get_edit` reads them. Stored as the edit
+            writes itself.
         image_size: (height, width) of the images that the INRs were fitted to.
         symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
+        canonical: Whether the functional sees each INR in the representative of its signs and phases
+            (:func:`~editors.canonical.canonicalize`); the edit of an INR in another is then the same edit.
         body: The functional; it has one channel in and one out.
 
     Raises:
-        ValueError: If the image size is not two positive numbers, or the functional has other channels.
+        ValueError: If the image size is not two positive numbers, the functional has other channels, or the parameters
+            of a named edit are wrong.
     """
 
     siren: SirenConfig
     edit: str
     image_size: tuple[int, int]
     symmetry: Symmetry = "all"
+    canonical: bool = True
     body: EquivariantConfig = dataclasses.field(
         default_factory=lambda: EquivariantConfig(
             hidden_channels=32,
@@ -61,6 +72,7 @@ class EditorConfig:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "edit", str(find_edit(self.edit) or self.edit))
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}, expected (height, width), both at least 1")
         channels = (self.body.in_channels, self.body.out_channels)
@@ -72,19 +84,29 @@ class EditorConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
         """Rebuild a configuration from ``dataclasses.asdict``, as stored in an editor's file."""
-        fields = dict(values)
+        fields = {"canonical": False, **values}  # files of the time before there was a choice
         fields["siren"] = SirenConfig(**fields["siren"])
         fields["body"] = EquivariantConfig(**fields["body"])
         fields["image_size"] = tuple(fields["image_size"])
         return cls(**fields)
 
 
-class Editor(nn.Module):
+class Editor(
+    nn.Module,
+    ModelHubMixin,
+    library_name="nfn-opt",
+    tags=["implicit-neural-representations", "weight-space"],
+):
     r"""A learned edit of INRs: :math:`W' = W + s \cdot \sigma \odot f((W - \mu) / \sigma)`.
 
     :math:`f` is equivariant to permuting the hidden neurons of the INR, so the edit of a permuted INR is the
-    permuted edit. :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs
-    that the editor was trained on, :math:`s` is the strength (Sec. 4.3 of arXiv:2302.14040).
+    permuted edit; unless the configuration says otherwise, the same holds for the signs and phases of its sines.
+    :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs that the editor was
+    trained on, :math:`s` is the strength (Sec. 4.3 of arXiv:2302.14040).
+
+    ``save_pretrained(folder)``, ``push_to_hub(repository)`` and ``from_pretrained(folder or repository)`` are those of
+    :class:`huggingface_hub.ModelHubMixin`. Only the latter two may need a network; ``from_pretrained(repository,
+    local_files_only=True)`` takes what was downloaded before.
 
     Args:
         config: What the editor is made of.
@@ -117,8 +139,9 @@ class Editor(nn.Module):
     def standardize(self, inrs: InrSet) -> None:
         """Take the mean and standard deviation of each parameter tensor from a training set of INRs."""
         self.check(inrs)
+        params, _ = self._seen(inrs.params)
         for i, name in enumerate(self.space.names):
-            values = inrs.params[name]
+            values = params[name]
             # A single value has no deviation: the last bias of one gray INR.
             spread = values.std(correction=min(1, values.numel() - 1)).clamp_min(1e-6)
             self.mean[i], self.std[i] = values.mean(), spread
@@ -133,9 +156,14 @@ class Editor(nn.Module):
             ``{name: (B, *shape)}``.
         """
         names = self.space.names
+        params, signs = self._seen(params)
         standard = {name: (params[name] - self.mean[i]) / self.std[i] for i, name in enumerate(names)}
         raw = self.space.from_features(self.body(self.space.as_features(standard)))
-        return {name: raw[name] * self.std[i] for i, name in enumerate(names)}
+        return signs.apply({name: raw[name] * self.std[i] for i, name in enumerate(names)})
+
+    def _seen(self, params: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Signs]:
+        """The weights as the functional sees them, and the signs that bring their change back."""
+        return canonicalize(params, self.config.siren) if self.config.canonical else (params, Signs([], []))
 
     def edit_params(self, params: Mapping[str, Tensor], strength: float = 1.0) -> dict[str, Tensor]:
         """The edited weights ``{name: (B, *shape)}``, differentiable; strength 0 gives the weights themselves."""
@@ -218,7 +246,7 @@ class Editor(nn.Module):
         Raises:
             ValueError: If none ships for that edit.
         """
-        path = _PRETRAINED / f"{edit}.safetensors"
+        path = _PRETRAINED / f"{find_edit(edit) or edit}.safetensors"
         if not path.is_file():
             known = pretrained_editors()
             close = difflib.get_close_matches(edit, known, n=1)
@@ -228,6 +256,37 @@ class Editor(nn.Module):
                 "Train one with scripts/train_editor.py and load it with Editor.load"
             )
         return cls.load(path)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write what the mixin's ``save_pretrained`` and ``push_to_hub`` share."""
+        self.save(save_directory / HUB_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **_: Any,
+    ) -> Editor:
+        """Read from a folder, or from a repository of the hub."""
+        if Path(model_id).is_dir():
+            return cls.load(Path(model_id) / HUB_FILE)
+        return cls.load(
+            hf_hub_download(
+                model_id,
+                HUB_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        )
 
     def extra_repr(self) -> str:
         """The edit and the architecture."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from editors.editor import Editor, check_strength
-from editors.edits import EDITS
+from editors.edits import find_edit
 from editors.tiling import TiledPicture, fit_picture
 
 __all__ = ["PictureEdit", "edit_picture", "edit_tiles", "strength_sweep"]
@@ -24,7 +24,7 @@ class PictureEdit:
         edited: The edited picture, likewise.
         reconstructed: The picture as its INRs hold it before the edit, likewise.
         exact: The exact edit of the picture, at strength 1, likewise; None if an editor learned a function that is
-            not in `EDITS`.
+            not in `editors.EDITS`.
         before: The INRs before the edit.
         after: The INRs after it.
         strength: Strength of the edit.
@@ -69,9 +69,9 @@ def check_editors(editors: Editor | Sequence[Editor]) -> tuple[Editor, ...]:
 
 
 def exact_edit(picture: Tensor, editors: Sequence[Editor]) -> Tensor | None:
-    """The exact edits of a picture (H, W, C), one after the other; None if one is not in `EDITS`."""
+    """The exact edits of a picture (H, W, C), one after the other; None if one is not in `editors.EDITS`."""
     for editor in editors:
-        edit = EDITS.get(editor.config.edit)
+        edit = find_edit(editor.config.edit)
         if edit is None:
             return None
         picture = edit(picture[None])[0]
@@ -81,11 +81,11 @@ def exact_edit(picture: Tensor, editors: Sequence[Editor]) -> Tensor | None:
 def _check_local(editors: Sequence[Editor], size: tuple[int, int]) -> None:
     """Refuse edits that cannot be made tile by tile on a picture that is not one tile."""
     for editor in editors:
-        edit, tile = EDITS.get(editor.config.edit), editor.config.image_size
+        edit, tile = find_edit(editor.config.edit), editor.config.image_size
         if edit is not None and not edit.local and size != tile:
             raise ValueError(
-                f"the edit {edit.name!r} moves or compares distant pixels and cannot be made tile by tile: the picture "
-                f"is {size[0]} x {size[1]}, expected {tile[0]} x {tile[1]} as in training; resize it"
+                f"the edit {str(edit)!r} depends on places or distant pixels and cannot be made tile by tile: the "
+                f"picture is {size[0]} x {size[1]}, expected {tile[0]} x {tile[1]} as in training; resize it"
             )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from editors import (
     PictureEdit,
     TiledPicture,
     edit_picture,
+    find_edit,
     pretrained_editors,
     strength_sweep,
     write_report,
@@ -52,8 +54,8 @@ class EditInrConfig:
         images: Pictures to edit: PNG, JPEG or whatever else Pillow reads, gray or colour, any size; or files
             written by --save-inr, which need no fit.
         out: PNG or JPEG file to write; a folder if there are several pictures.
-        edit: Name of an edit that has a pretrained editor, or file of an editor; dilate if not given. Given several
-            times, the weights are edited by one after the other.
+        edit: Edit that has a pretrained editor, such as dilate, or file of an editor; dilate if not given. Given
+            several times, the weights are edited by one after the other.
         editor: File of an editor, such as runs/quickstart/editor.safetensors; the same as --edit FILE.
         strength: Strength of every edit, 0 (none) to 1 (whole).
         scale: Render the picture this many times as high and wide; an INR has no resolution.
@@ -85,14 +87,22 @@ def load_editors(config: EditInrConfig) -> list[Editor]:
     """The editors to apply, in order."""
     if config.editor is None:
         names = config.edit or ("dilate",)
-        return [Editor.load(name) if name.endswith(INRS) else Editor.pretrained(name) for name in names]
+        return [
+            Editor.load(name) if name.endswith(INRS) else Editor.pretrained(_named(name)) for name in names
+        ]
     editor = Editor.load(config.editor)
-    if config.edit not in ((), (editor.config.edit,)):
+    learned, expected = editor.config.edit, [_named(name) for name in config.edit]
+    if expected not in ([], [learned]):
         raise ValueError(
-            f"the editor {config.editor} has learned {editor.config.edit!r}, expected {', '.join(config.edit)!r}; "
-            f"give --edit {editor.config.edit}, another editor, or the files of several: --edit FILE --edit FILE"
+            f"the editor {config.editor} has learned {learned!r}, expected {', '.join(expected)!r}; give "
+            f"--edit {shlex.quote(learned)}, or another editor (several: --edit FILE --edit FILE, without --editor)"
         )
     return [editor]
+
+
+def _named(name: str) -> str:
+    """An edit as editors are named by it, with its parameters in full."""
+    return str(find_edit(name) or name)
 
 
 def output_paths(config: EditInrConfig) -> list[dict[str, Path]]:

@@ -37,7 +37,7 @@ class TrainEditorRun:
 
     Attributes:
         out: File of the editor to write; refused if it exists.
-        edit: Name of the image edit.
+        edit: The image edit, such as dilate or blur(sigma=2); docs/edits.md lists them.
         images: "photos" (patches of the photographs that ship with scikit-learn), or any source of
             nfn_opt.data.load_images, turned gray.
         size: Height and width of the images, in pixels.
@@ -90,10 +90,10 @@ def train(run: TrainEditorRun, command: str) -> str:
         raise ValueError(f"inrs is {run.inrs} and held_out {run.held_out}, expected at least 1 each")
     started = time.perf_counter()
     edit, parts = get_edit(run.edit), load(run)
+    targets = {part: edit(images.images) for part, images in parts.items()}
     sets = {
         part: fit(images, seed=run.seed + i, progress=True) for i, (part, images) in enumerate(parts.items())
     }
-    targets = {part: edit(images.images) for part, images in parts.items()}
     inrs = sets["train"]
     config = EditorConfig(siren=inrs.config, edit=run.edit, image_size=inrs.image_size)
     editor = Editor(config, generator=torch.Generator().manual_seed(run.seed))

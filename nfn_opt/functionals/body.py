@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from nfn_opt.layers import (
+    ChannelLinear,
     ChannelNorm,
     GaussianFourierFeatures,
     NFLinear,
+    NFTransformerBlock,
     Pointwise,
     PositionEncoding,
     ResidualBlock,
     Sharing,
 )
 from nfn_opt.weight_space import WeightSpace
+
+Mixing = Literal["linear", "attention", "pointwise"]
+"""How the entries of weight features hear each other."""
 
 MEAN_SQUARE_BEHIND_RELU = 0.5
 """Of a standard normal variable; that of a sine or cosine of random phase is the same."""
@@ -38,6 +44,10 @@ class BodyConfig:
         position_bands: Bands of the position encoding; 0 leaves it out.
         norm: Whether a channel norm stands before every activation.
         residual: Whether all hidden layers but the first are residual blocks, each with its activation first.
+        mixing: ``"linear"``: NF-Layers (arXiv:2302.14040). ``"attention"``: all hidden layers but the first are
+            NF-Transformer blocks (arXiv:2305.13546), which have norms and residuals of their own. ``"pointwise"``: no
+            entry hears another, a baseline.
+        heads: Heads of the attention.
     """
 
     in_channels: int = 1
@@ -49,10 +59,24 @@ class BodyConfig:
     position_bands: int = 6
     norm: bool = False
     residual: bool = False
+    mixing: Mixing = "linear"
+    heads: int = 4
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "in_channels", "hidden_channels", "hidden_layers")
+        check_at_least(self, 1, "heads")
         check_at_least(self, 0, "fourier_frequencies", "position_bands")
+        if self.mixing not in get_args(Mixing):
+            raise ValueError(f"mixing is {self.mixing!r}, expected one of {', '.join(get_args(Mixing))}")
+        if self.mixing == "attention" and self.hidden_channels % self.heads:
+            raise ValueError(
+                f"hidden_channels is {self.hidden_channels}, expected a multiple of heads, {self.heads}, with attention"
+            )
+        if self.mixing == "attention" and (self.norm or self.residual):
+            raise ValueError(
+                f"norm is {self.norm} and residual {self.residual}, expected neither with attention: its blocks "
+                "have their own"
+            )
         if self.sharing not in ("per_parameter", "by_relation"):
             raise ValueError(f"sharing is {self.sharing!r}, expected 'per_parameter' or 'by_relation'")
 
@@ -73,6 +97,14 @@ def body(
     hidden = config.hidden_channels
     moment = MEAN_SQUARE_BEHIND_RELU if config.fourier_frequencies else 1.0
     layers.append(scaled_linear(space, channels, hidden, config, generator, moment))
+    if config.mixing == "attention":
+        sharing = "shared" if config.sharing == "by_relation" else config.sharing
+        count = config.hidden_layers - 1
+        blocks = [
+            NFTransformerBlock(space, hidden, config.heads, sharing=sharing, generator=generator)
+            for _ in range(count)
+        ]
+        return [*layers, *blocks, Pointwise(nn.LayerNorm(hidden)), *_activation(config)], hidden
     for _ in range(config.hidden_layers - 1):
         linear = scaled_linear(space, hidden, hidden, config, generator)
         before = _activation(config)
@@ -111,8 +143,9 @@ def scaled_linear(
     generator: torch.Generator | None,
     mean_square: float = MEAN_SQUARE_BEHIND_RELU,
 ) -> nn.Module:
-    """An NF-Layer whose initial weights make up for inputs of that mean square."""
-    linear = NFLinear(space, in_channels, out_channels, sharing=config.sharing, generator=generator)
+    """A layer whose initial weights make up for inputs of that mean square: an NF-Layer, unless mixing is pointwise."""
+    kind = ChannelLinear if config.mixing == "pointwise" else NFLinear
+    linear = kind(space, in_channels, out_channels, sharing=config.sharing, generator=generator)
     with torch.no_grad():
         for weight in linear.parameters():
             weight.mul_(1 / math.sqrt(mean_square))

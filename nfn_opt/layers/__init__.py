@@ -7,7 +7,7 @@ from nfn_opt.layers.encodings import GaussianFourierFeatures, PositionEmbedding,
 from nfn_opt.layers.latents import LatentPool, LatentUnpool
 from nfn_opt.layers.linear import NFLinear, PerParameterLinear, RelationLinear, Sharing
 from nfn_opt.layers.normalization import ChannelNorm, ParameterNorm
-from nfn_opt.layers.pointwise import LearnedScale, Pointwise, SharedScale
+from nfn_opt.layers.pointwise import ChannelLinear, LearnedScale, Pointwise, SharedScale
 from nfn_opt.layers.pooling import AttentionPool, InvariantPool, SharedPool
 from nfn_opt.layers.statistics import StatisticsFeatures
 from nfn_opt.layers.transformer import NFTransformerBlock
@@ -26,6 +26,7 @@ __all__ = [
     "LatentPool",
     "LatentUnpool",
     # entry by entry
+    "ChannelLinear",
     "LearnedScale",
     "Pointwise",
     "SharedScale",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfn_opt.layers.checks import check_input
 from nfn_opt.layers.kinds import KINDS, kind_of
+from nfn_opt.layers.linear import Sharing
 from nfn_opt.weight_space import Features, WeightSpace
 
 
@@ -32,6 +34,58 @@ class Pointwise(nn.Module):
     def forward(self, features: Mapping[str, Tensor]) -> Features:
         """Map ``{name: (B, *axes, C_in)}`` to ``{name: (B, *axes, C_out)}``."""
         return {name: self.module(tensor) for name, tensor in features.items()}
+
+
+class ChannelLinear(nn.Module):
+    """Map the channels of every entry on its own, linearly, each parameter by a map of its own.
+
+    What an NF-Layer does without hearing other entries: the baseline of arXiv:2302.14040 that is pointwise.
+
+    Args:
+        space: The weight space.
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        sharing: ``"per_parameter"``, or ``"by_relation"`` for one map of all vectors and one of all matrices, for
+            every weight space.
+        generator: Source of the initial weights.
+
+    Example:
+        >>> space = WeightSpace.independent({"w": torch.zeros(2, 2), "b": torch.zeros(3)})
+        >>> layer = ChannelLinear(space, 4, 5)
+        >>> layer({"w": torch.ones(1, 2, 2, 4), "b": torch.ones(1, 3, 4)})["b"].shape
+        torch.Size([1, 3, 5])
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        in_channels: int,
+        out_channels: int,
+        *,
+        sharing: Sharing = "per_parameter",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.space, self.sharing = space, sharing
+        count = len(KINDS) if sharing == "by_relation" else len(space.names)
+        weight = torch.randn(count, out_channels, in_channels, generator=generator)
+        self.weight = nn.Parameter(weight / in_channels**0.5)
+        self.bias = nn.Parameter(torch.zeros(count, out_channels))
+
+    def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Features:
+        """Map ``{name: (B, *axes, C_in)}`` of ``space`` to ``{name: (B, *axes, C_out)}``."""
+        space = space or self.space
+        check_input(space, features, self.weight.shape[2], self.weight)
+        shared = self.sharing == "by_relation"
+        places = [KINDS.index(kind_of(spec)) if shared else i for i, spec in enumerate(space.parameters)]
+        return {
+            spec.name: F.linear(features[spec.name], self.weight[i], self.bias[i])
+            for spec, i in zip(space.parameters, places, strict=True)
+        }
+
+    def extra_repr(self) -> str:
+        """Channels and sharing."""
+        return f"{self.weight.shape[2]} -> {self.weight.shape[1]}, {self.sharing}"
 
 
 class LearnedScale(nn.Module):

@@ -26,6 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "norm": {"norm": True},
     "residual": {"residual": True, "hidden_layers": 3},
     "residual with norm": {"residual": True, "norm": True, "hidden_layers": 3},
+    "attention": {"mixing": "attention", "heads": 2, "hidden_layers": 3},
+    "pointwise": {"mixing": "pointwise"},
     "one layer": {"hidden_layers": 1, "residual": True},
 }
 SHARINGS = ("per_parameter", "by_relation")
@@ -53,7 +55,7 @@ def test_shapes_and_gradients(options: str, sharing: str, generator: torch.Gener
 
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("options", ["plain", "residual with norm"])
+@pytest.mark.parametrize("options", ["plain", "residual with norm", "attention"])
 def test_equivariant_and_sensitive(
     options: str, space: str, sharing: str, generator: torch.Generator
 ) -> None:
@@ -61,6 +63,22 @@ def test_equivariant_and_sensitive(
     network = functional(weights, generator, sharing=sharing, **OPTIONS[options]).double()
     assert_equivariant(network, weights, 1, generator)
     assert_sensitive(network, weights, 1, generator)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_pointwise_entries_hear_nothing(sharing: str, generator: torch.Generator) -> None:
+    space = mlp()
+    network = functional(space, generator, sharing=sharing, mixing="pointwise").double()
+    assert_equivariant(network, space, 1, generator)
+    features = random_features(space, 1, 1, generator=generator, dtype=torch.float64)
+    before = network(features)
+    name = space.names[0]
+    place = (0,) * features[name].dim()
+    features[name] = features[name].index_put(tuple(map(torch.tensor, place)), torch.tensor(9.0).double())
+    after = network(features)
+    for other in space.names:
+        changed = (after[other] != before[other]).nonzero()[:, :-1].unique(dim=0)
+        assert changed.tolist() == ([list(place[:-1])] if other == name else [])
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)

@@ -88,11 +88,21 @@ def test_an_editor_of_a_users_own_edit(tmp_path: Path, capsys: pytest.CaptureFix
     assert "exact" not in capsys.readouterr().out
 
 
+def test_an_edit_with_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    editor = save_editor(tmp_path / "blur.safetensors", edit="blur(sigma=2)")
+    picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out.png"
+    command = [str(picture), "--editor", str(editor), "-o", str(out), "--edit"]
+    assert main([*command, "blur"]) == 2
+    assert "give --edit 'blur(sigma=2)', or another editor" in capsys.readouterr().err
+    assert main([*command, "blur( sigma=2.0 )"]) == 0
+    assert "to the exact blur(sigma=2): " in capsys.readouterr().out
+
+
 def test_the_pretrained_editor_of_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("editors.editor._PRETRAINED", tmp_path / "pretrained")
     save_editor(tmp_path / "pretrained" / "erode.safetensors", edit="erode")
     picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out.png"
-    assert main([str(picture), "--edit", "erode", "-o", str(out)]) == 0
+    assert main([str(picture), "--edit", "erode(size=3)", "-o", str(out)]) == 0
     assert out.exists()
 
 

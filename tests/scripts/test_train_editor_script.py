@@ -65,6 +65,8 @@ def test_the_parts_are_disjoint() -> None:
     ("arguments", "message"),
     [
         (["--edit=dilat"], "did you mean 'dilate'"),
+        (["--edit=blur(sigma=0)"], "sigma of the edit 'blur' is 0.0, expected a number from 0.1"),
+        (["--edit=sepia"], "have 1 channel, expected 3 (colour)"),
         (["--images=digit"], "did you mean 'digits'"),
         (["--size=0"], "size 0, expected"),
         (["--held-out=0"], "held_out 0, expected at least 1"),

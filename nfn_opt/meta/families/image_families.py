@@ -137,7 +137,7 @@ class AutoencoderFamily(ImageFamily):
 
 
 class InrFamily(ImageFamily):
-    """SIRENs that fit images: 1 to 3 hidden layers of 16 to 48, frequencies of 10 to 40.
+    """SIRENs that fit images.
 
     Args:
         data: Where images come from.
@@ -146,6 +146,10 @@ class InrFamily(ImageFamily):
         images: Number of images of an instance; network ``i`` fits image ``i % images``.
         full_batch: Whether every update sees all pixels, as fits of small images usually do, in place of a random
             32 to 256 of them.
+        widths: Least and largest width of the hidden layers.
+        layers: Least and largest number of them.
+        frequencies: Least and largest frequency (omega_0), relative to the side of the images in pixels; it is then
+            limited to 10 to 40.
     """
 
     family = "inr"
@@ -158,19 +162,26 @@ class InrFamily(ImageFamily):
         sizes: Sequence[int] = (12, 16, 24, 32),
         images: int = 16,
         full_batch: bool = False,
+        widths: tuple[int, int] = (16, 48),
+        layers: tuple[int, int] = (1, 3),
+        frequencies: tuple[float, float] = (0.75, 2.0),
     ) -> None:
         super().__init__(data, sources=sources, sizes=sizes)
         self.images, self.full_batch = images, full_batch
+        ranges = {"widths": widths, "layers": layers, "frequencies": frequencies}
+        for name, bounds in ranges.items():
+            if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+                raise ValueError(f"{name} is {bounds!r}, expected the least and the largest, both positive")
+        self.widths, self.layers, self.frequencies = widths, layers, frequencies
 
     def sample(self, generator: torch.Generator) -> Task:
         """See :class:`TaskFamily`."""
         data = self.draw_images(generator)
         chosen = torch.randint(len(data), (self.images,), generator=generator)
         side, channels = data.images.shape[1], data.images.shape[-1]
-        omega = min(log_uniform(generator, 0.75, 2.0) * side, 40.0)
-        network = siren(
-            round(log_uniform(generator, 16, 48)), integer(generator, 1, 3), channels, max(omega, 10.0)
-        )
+        omega = min(log_uniform(generator, *self.frequencies) * side, 40.0)
+        width = round(log_uniform(generator, *self.widths))
+        network = siren(width, integer(generator, *self.layers), channels, max(omega, 10.0))
         batch_size = round(log_uniform(generator, 32, 256))
         return InrTask(
             network,
