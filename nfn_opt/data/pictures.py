@@ -264,7 +264,7 @@ def picture_notes(path: str | os.PathLike[str]) -> list[str]:
     """
     notes = []
     with _opened(path) as picture:
-        if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
             notes.append("it has transparent parts, which are laid over white")
         frames = getattr(picture, "n_frames", 1)
         if frames > 1:
