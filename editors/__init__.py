@@ -9,10 +9,13 @@ pictures = edited.render()
 from editors.canonical import Signs, canonicalize
 from editors.editor import Editor, EditorConfig, pretrained_editors
 from editors.edits import EDITS, Edit, find_edit, get_edit
+from editors.fit_files import fit_to_file
+from editors.fit_options import FitOptions
 from editors.fitting import fit
 from editors.inr_set import InrSet
 from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength_sweep
 from editors.pictures import draw_rows
+from editors.public_sets import PublicInr, list_public_inrs, load_public_inrs
 from editors.report import write_report
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
 from editors.tiling import TiledPicture, fit_picture
@@ -20,13 +23,18 @@ from editors.training import TrainEditorConfig, editing_error, no_edit_error, tr
 
 __all__ = [
     # INRs
+    "FitOptions",
     "InrSet",
+    "PublicInr",
     "Signs",
     "Siren",
     "SirenConfig",
     "canonicalize",
     "coordinates",
     "fit",
+    "fit_to_file",
+    "list_public_inrs",
+    "load_public_inrs",
     "siren_apply",
     # edits of images
     "EDITS",
