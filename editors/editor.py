@@ -15,6 +15,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from editors.canonical import Signs, canonicalize
+from editors.edits import find_edit
 from editors.inr_set import InrSet
 from editors.siren import COORDINATES, Siren, SirenConfig
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
@@ -41,7 +42,8 @@ class EditorConfig:
 
     Attributes:
         siren: Architecture of the INRs.
-        edit: Name of the image edit.
+        edit: The image edit, as text: a name, or a name with parameters as `get_edit` reads them. Stored as the edit
+            writes itself.
         image_size: (height, width) of the images that the INRs were fitted to.
         symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
         canonical: Whether the functional sees each INR in the representative of its signs and phases
@@ -49,7 +51,8 @@ class EditorConfig:
         body: The functional; it has one channel in and one out.
 
     Raises:
-        ValueError: If the image size is not two positive numbers, or the functional has other channels.
+        ValueError: If the image size is not two positive numbers, the functional has other channels, or the parameters
+            of a named edit are wrong.
     """
 
     siren: SirenConfig
@@ -69,6 +72,7 @@ class EditorConfig:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "edit", str(find_edit(self.edit) or self.edit))
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}, expected (height, width), both at least 1")
         channels = (self.body.in_channels, self.body.out_channels)
@@ -242,7 +246,7 @@ class Editor(
         Raises:
             ValueError: If none ships for that edit.
         """
-        path = _PRETRAINED / f"{edit}.safetensors"
+        path = _PRETRAINED / f"{find_edit(edit) or edit}.safetensors"
         if not path.is_file():
             known = pretrained_editors()
             close = difflib.get_close_matches(edit, known, n=1)

@@ -125,7 +125,7 @@ def check(config: QuickstartConfig, data: ImageData) -> None:
             f"{config.images} has {len(data)} images of {height} x {width} pixels, expected at least 10 of at least "
             "2 x 2; give another set"
         )
-    get_edit(config.edit)
+    get_edit(config.edit)(data.images[:1])
     make_rule(config.rule)
 
 

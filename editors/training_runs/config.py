@@ -55,7 +55,7 @@ class EditorRunConfig:
 
     Attributes:
         out: Folder to write to.
-        edit: Name of the image edit.
+        edit: The image edit, such as dilate or blur(sigma=2); docs/edits.md lists them.
         images: "photos" (patches of the photographs that ship with scikit-learn), any source of
             nfn_opt.data.load_images, or "rendered": what the INRs of the file given as inrs show.
         gray: Turn the images gray; otherwise they keep their colours, and so do their INRs and the editor.

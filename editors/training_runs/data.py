@@ -28,10 +28,12 @@ class Source:
 
     Attributes:
         images: The images.
-        inrs: Their INRs, if they need not be fitted.
+        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+        inrs: INRs of the images, if they need not be fitted.
     """
 
     images: ImageData
+    targets: Tensor
     inrs: InrSet | None
 
 
@@ -53,8 +55,9 @@ def load_source(config: EditorRunConfig) -> dict[str, Source]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there are too few images, or INRs of a file are not those of the images.
+        ValueError: If there are too few images, the edit cannot be applied to them, or INRs of a file are not theirs.
     """
+    edit = get_edit(config.edit)
     inrs = None if isinstance(config.inrs, int) else InrSet.load(config.inrs)
     images = _images(config, inrs)
     if len(images) <= 2 * config.held_out:
@@ -71,10 +74,11 @@ def load_source(config: EditorRunConfig) -> dict[str, Source]:
     }
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
     chosen = order[: sum(sizes.values())].split(list(sizes.values()))
-    return {
-        part: Source(images.subset(index), None if inrs is None else inrs[index])
-        for part, index in zip(sizes, chosen, strict=True)
-    }
+    sources = {}
+    for part, index in zip(sizes, chosen, strict=True):
+        own = images.subset(index)
+        sources[part] = Source(own, edit(own.images), None if inrs is None else inrs[index])
+    return sources
 
 
 def _images(config: EditorRunConfig, inrs: InrSet | None) -> ImageData:
@@ -138,29 +142,24 @@ def prepare(config: EditorRunConfig, sources: Mapping[str, Source], folder: Path
             reached = psnr(2 * (source.inrs.render(clamp=False) - data.images))
             inrs = dataclasses.replace(source.inrs, psnr=reached)
         else:
-            pixels = dataclasses.replace(data, images=data.images.to(config.device))
             height, width, channels = data.images.shape[1:]
             inrs = fit(
-                pixels,
+                data,
                 config=config.fitting.siren(height, width, channels),
                 steps=config.fitting.steps,
                 lr=config.fitting.lr,
                 seed=config.seed + number,
+                device=config.device,
                 progress=not config.quiet,
             )
         meta = {**inrs.meta, "source": {"name": data.source, "checksum": data.checksum}}
         dataclasses.replace(inrs, meta=meta).save(path)
 
 
-def load_parts(
-    config: EditorRunConfig, sources: Mapping[str, Source], folder: Path, device: str
-) -> dict[str, Part]:
+def load_parts(sources: Mapping[str, Source], folder: Path, device: str) -> dict[str, Part]:
     """The INRs that :func:`prepare` has left in the folder, with the edited images, on a device."""
-    edit = get_edit(config.edit)
     return {
-        name: Part(
-            InrSet.load(_file(folder, name)).to(device), edit(source.images.images.to(device)).to(device)
-        )
+        name: Part(InrSet.load(_file(folder, name)).to(device), source.targets.to(device))
         for name, source in sources.items()
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from editors.editor import Editor
-from editors.edits import get_edit
 from editors.errors import editing_scores, no_edit_error
 from editors.pictures import draw_rows
 from editors.training import EditorTraining, progress_bar
@@ -81,12 +80,11 @@ def run_training(
     processes = processes or Processes()
     if config.tensorboard:
         check_tensorboard()
-    get_edit(config.edit)
     folder = EditorRunFolder(config.out)
     sources = _load(config, processes)
     resume = _open(config, folder, resume, command, processes)
     processes.on_main(lambda: prepare(config, sources, folder.path))
-    parts = load_parts(config, sources, folder.path, processes.device(config.device))
+    parts = load_parts(sources, folder.path, processes.device(config.device))
     run = _EditorRun(config, folder, command, processes, parts, sources["train"].images.source)
     return run.go(resume)
 

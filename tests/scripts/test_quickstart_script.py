@@ -187,6 +187,7 @@ def test_ctrl_c_in_meta_training_and_going_on(
         (["--images=missing.npz"], "missing.npz"),
         (["--images=few.npz"], "few.npz has 9 images of 8 x 8 pixels, expected at least 10"),
         (["--edit=dilat"], "did you mean 'dilate'"),
+        (["--edit=sepia"], "have 1 channel, expected 3 (colour)"),
         (["--rule=mpl"], "did you mean 'mlp'"),
         (["--inner-steps=35"], "inner_steps is 35, expected up to 10 or a multiple of it"),
         (["--editor-steps=0"], "editor_steps is 0, expected at least 1"),

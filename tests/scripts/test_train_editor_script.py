@@ -93,6 +93,8 @@ def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["--edit=dilat"], "did you mean 'dilate'"),
+        (["--edit=blur(sigma=0)"], "sigma of the edit 'blur' is 0.0, expected a number from 0.1"),
+        (["--edit=sepia"], "have 1 channel, expected 3 (colour)"),
         (["--images=digit"], "did you mean 'digits'"),
         (["--size=0"], "size is 0, expected"),
         (["--held-out=0"], "held_out is 0, expected at least 1"),
