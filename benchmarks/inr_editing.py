@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from editors import (
     Editor,
     EditorConfig,
+    FitOptions,
     InrSet,
     TrainEditorConfig,
     coordinates,
@@ -278,7 +279,7 @@ def refits(problem: Problem, lr: float = 4e-3) -> dict[int, tuple[float, float]]
             }
             targets = wanted[start : start + CHUNK].mT.contiguous()
             begin = time.perf_counter()
-            fit_chunk(params, targets, coords, inrs.config, steps=steps, lr=lr, target_psnr=float("inf"))
+            fit_chunk(params, targets, coords, inrs.config, FitOptions(steps=steps, lr=lr))
             seconds += time.perf_counter() - begin
             total += (render(inrs, params) - targets.mT).square().mean().item() * len(targets)
         found[steps] = total / len(inrs), 1e3 * seconds / len(inrs)

@@ -9,22 +9,34 @@ pictures = edited.render()
 from editors.canonical import Signs, canonicalize
 from editors.editor import Editor, EditorConfig, pretrained_editors
 from editors.edits import EDITS, Edit, find_edit, get_edit
+from editors.errors import editing_error, editing_errors, editing_scores, no_edit_error, score_table
+from editors.fit_files import fit_to_file
+from editors.fit_options import FitOptions
 from editors.fitting import fit
 from editors.inr_set import InrSet
+from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength_sweep
 from editors.pictures import draw_rows
+from editors.public_sets import PublicInr, list_public_inrs, load_public_inrs
+from editors.report import write_report
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
-from editors.tiling import PictureEdit, edit_picture
-from editors.training import TrainEditorConfig, editing_error, no_edit_error, train_editor
+from editors.tiling import TiledPicture, fit_picture
+from editors.training import train_editor
+from editors.training_config import TrainEditorConfig
 
 __all__ = [
     # INRs
+    "FitOptions",
     "InrSet",
+    "PublicInr",
     "Signs",
     "Siren",
     "SirenConfig",
     "canonicalize",
     "coordinates",
     "fit",
+    "fit_to_file",
+    "list_public_inrs",
+    "load_public_inrs",
     "siren_apply",
     # edits of images
     "EDITS",
@@ -35,11 +47,19 @@ __all__ = [
     "Editor",
     "EditorConfig",
     "PictureEdit",
+    "TiledPicture",
     "TrainEditorConfig",
     "draw_rows",
     "edit_picture",
+    "edit_tiles",
     "editing_error",
+    "editing_errors",
+    "editing_scores",
+    "fit_picture",
     "no_edit_error",
     "pretrained_editors",
+    "score_table",
+    "strength_sweep",
     "train_editor",
+    "write_report",
 ]

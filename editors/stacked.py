@@ -16,8 +16,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from editors.fit_options import FitOptions, learning_rate
 from editors.inr_set import psnr
-from editors.siren import SirenConfig
+from editors.siren import SirenConfig, siren_apply
+from nfn_opt.meta.randomness import seeded_generator
 
 __all__ = ["StackedSiren", "fit_chunk"]
 
@@ -25,46 +27,54 @@ BETAS = (0.8, 0.9)
 """Adam's decay rates. Shorter memories than usual: a fit is a few dozen steps, without gradient noise."""
 
 
+CHECK_EVERY = 10
+"""Steps from one look at the PSNR to the next, where it needs an evaluation of its own."""
+
+PIXELS_AT_ONCE = 65_536
+"""Pixels of all images together in such an evaluation."""
+
+
 @torch.no_grad()
 def fit_chunk(
-    params: dict[str, Tensor],
-    targets: Tensor,
-    coords: Tensor,
-    config: SirenConfig,
-    *,
-    steps: int,
-    lr: float,
-    target_psnr: float,
+    params: dict[str, Tensor], targets: Tensor, coords: Tensor, config: SirenConfig, options: FitOptions
 ) -> Tensor:
-    """Fit one chunk, writing into `params`; returns the PSNR of each INR in dB.
+    """Fit one chunk, writing into `params`; returns the PSNR of each INR in dB, over all pixels.
 
     Args:
         params: Initial parameters, (b, *shape) each; overwritten.
         targets: Pixels in [-1, 1], shape (b, C, P).
         coords: Shape (P, 2).
         config: Architecture.
-        steps: Number of steps, at most.
-        lr: Initial learning rate.
-        target_psnr: In dB; infinite to run all steps.
+        options: How to fit.
     """
-    network = StackedSiren(params, targets, coords, config)
-    optimizer = torch.optim.Adam([network.values], lr=lr, betas=BETAS, fused=True)
+    drawn = options.pixels_per_step or len(coords)
+    draws = seeded_generator(options.seed, "pixels") if drawn < len(coords) else None
+    network = StackedSiren(params, targets[..., :drawn], coords[:drawn], config)
+    optimizer = torch.optim.Adam([network.values], lr=options.lr, betas=BETAS, fused=True)
+    target = math.inf if options.target_psnr is None else options.target_psnr
+    every = 1 if draws is None else CHECK_EVERY
     reached = torch.full((len(targets),), math.nan, device=targets.device)
     pending = torch.ones_like(reached, dtype=torch.bool)
-    for step in range(steps + 1):
-        network.forward()
-        if step == steps or target_psnr < math.inf:
-            now = psnr(network.residual)
+    for step in range(options.steps + 1):
+        last = step == options.steps
+        if draws is None:
+            network.forward()
+        if last or (target < math.inf and step % every == 0):
+            now = psnr(network.residual) if draws is None else network.psnr(targets, coords)
             # An INR that has reached the target keeps the parameters with which it did.
-            done = pending if step == steps else pending & (now >= target_psnr)
+            done = pending if last else pending & (now >= target)
             reached[done] = now[done]
             for name, value in network.split(network.values):
                 params[name][done] = value[done]
             pending = pending & ~done
             if not pending.any():
                 break
+        if draws is not None:
+            chosen = torch.randperm(len(coords), generator=draws)[:drawn].to(coords.device)
+            network.look_at(targets[..., chosen], coords[chosen])
+            network.forward()
         network.backward()
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = learning_rate(options, step)
         optimizer.step()
     return reached
 
@@ -82,7 +92,7 @@ class StackedSiren:
     ) -> None:
         batch, channels, pixels = targets.shape
         self._shapes = {name: value.shape for name, value in params.items()}
-        self._omega, self._targets = config.omega_0, targets
+        self._config, self._omega, self._targets = config, config.omega_0, targets
         self.values = torch.cat([value.flatten() for value in params.values()])
         self.values.grad = torch.zeros_like(self.values)
         self._layers = self._pairs(self.values)
@@ -104,6 +114,20 @@ class StackedSiren:
         """(weight, bias as a column) of each layer as views of a vector laid out like `values`."""
         views = [view for _, view in self.split(vector)]
         return [(weight, bias.unsqueeze(-1)) for weight, bias in zip(views[::2], views[1::2], strict=True)]
+
+    def look_at(self, targets: Tensor, coords: Tensor) -> None:
+        """Take other pixels, as many as before, for the next `forward`."""
+        self._targets = targets
+        self._inputs.copy_(coords.t())
+
+    def psnr(self, targets: Tensor, coords: Tensor) -> Tensor:
+        """PSNR of each INR in dB over any pixels, without touching the buffers."""
+        params, step = dict(self.split(self.values)), max(1, PIXELS_AT_ONCE // len(coords))
+        parts = []
+        for start in range(0, len(targets), step):
+            part = {name: value[start : start + step] for name, value in params.items()}
+            parts.append(psnr(siren_apply(part, coords, self._config).mT - targets[start : start + step]))
+        return torch.cat(parts)
 
     def forward(self) -> None:
         """Fill the activations and `residual`."""

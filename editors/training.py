@@ -3,95 +3,35 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from editors.editor import Editor
+from editors.errors import as_targets, editing_error, no_edit_error, squared_errors
 from editors.inr_set import InrSet
-from editors.siren import coordinates, siren_apply
+from editors.training_config import TrainEditorConfig
+from nfn_opt.meta.outer import below
+from nfn_opt.meta.processes import Processes
 
-__all__ = ["TrainEditorConfig", "editing_error", "no_edit_error", "train_editor"]
+__all__ = [
+    "EditorTraining",
+    "TrainEditorConfig",
+    "editing_error",
+    "no_edit_error",
+    "progress_bar",
+    "train_editor",
+]
 
+BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainEditorConfig:
-    """How an editor is trained.
-
-    Attributes:
-        steps: Number of optimizer steps.
-        batch_size: INRs a step.
-        lr: Highest learning rate of AdamW; it warms up linearly and falls to zero as a cosine.
-        warmup: Steps of the warm-up.
-        weight_decay: Decoupled weight decay.
-        max_norm: Gradients are clipped to this norm.
-        validate_every: Steps between two measurements on the validation INRs.
-        seed: Seed of the order of the INRs.
-    """
-
-    steps: int = 500
-    batch_size: int = 32
-    lr: float = 3e-3
-    warmup: int = 50
-    weight_decay: float = 1e-2
-    max_norm: float = 1.0
-    validate_every: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, expected a positive number")
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        warm = min(1.0, (step + 1) / max(self.warmup, 1))
-        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-
-def _as_targets(inrs: InrSet, targets: Tensor) -> Tensor:
-    """Edited images in [0, 1] as what an INR should predict: (B, P, C) in [-1, 1]."""
-    expected = (len(inrs), *inrs.image_size, inrs.config.out_channels)
-    if tuple(targets.shape) != expected:
-        raise ValueError(
-            f"targets have shape {tuple(targets.shape)}, expected {expected}: the edited image of every INR, "
-            "(B, H, W, C) with values in [0, 1]"
-        )
-    return (2 * targets - 1).flatten(1, 2)
-
-
-def _rendering_error(inrs: InrSet, params: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-    """Mean squared error of rendered INRs, not clamped: a scalar, image values in [-1, 1]."""
-    coords = coordinates(*inrs.image_size, device=targets.device, dtype=targets.dtype)
-    return (siren_apply(params, coords, inrs.config) - targets).square().mean()
-
-
-@torch.no_grad()
-def no_edit_error(inrs: InrSet, targets: Tensor) -> float:
-    """Error of leaving the INRs as they are; see :func:`editing_error`."""
-    return float(_rendering_error(inrs, inrs.params, _as_targets(inrs, targets)))
-
-
-def editing_error(editor: Editor, inrs: InrSet, targets: Tensor, strength: float = 1.0) -> float:
-    """Mean squared error between rendered edited INRs and edited images.
-
-    Args:
-        editor: The editor.
-        inrs: INRs of the images before the edit.
-        targets: The edited images, values in [0, 1], shape (B, H, W, C).
-        strength: Strength of the edit.
-
-    Returns:
-        The error with image values in [-1, 1], as the NFN and NFT papers give it: 4 times that of [0, 1].
-    """
-    return no_edit_error(editor(inrs, strength), targets)
+COUNTERS = ("step", "seconds", "best", "best_step", "stale", "skipped", "in_a_row", "history")
+"""What changes besides tensors, as JSON values."""
 
 
 def train_editor(
@@ -104,6 +44,8 @@ def train_editor(
     progress: bool = False,
 ) -> list[dict[str, float]]:
     """Train an editor, in place, and leave it with the weights that were best on the validation INRs.
+
+    For a run with checkpoints in a folder see :func:`editors.training_runs.run_training`.
 
     Args:
         editor: The editor; its statistics are taken from `inrs`.
@@ -119,58 +61,269 @@ def train_editor(
 
     Raises:
         ValueError: If the images do not fit the INRs, or the INRs do not fit the editor.
-        FloatingPointError: If the error becomes NaN or infinite; the editor keeps the best weights so far.
+        FloatingPointError: If the error is NaN or infinite in ``config.give_up_after`` steps in a row; the editor
+            keeps the best weights so far.
     """
-    config = config or TrainEditorConfig()
-    wanted = _as_targets(inrs, targets)
-    if validation:
-        _as_targets(*validation)
-        editor.check(validation[0])
-    editor.standardize(inrs)
-    order = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(editor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    history: list[dict[str, float]] = []
-    best, kept = math.inf, copy.deepcopy(editor.state_dict())
-    recent: list[float] = []
-    started = time.perf_counter()
-    with tqdm(
-        total=config.steps, desc=f"training {editor.config.edit}", unit="step", disable=not progress
-    ) as bar:
-        for step in range(config.steps):
-            index = torch.randint(len(inrs), (config.batch_size,), generator=order).to(wanted.device)
-            params = {name: value[index] for name, value in inrs.params.items()}
-            loss = _rendering_error(inrs, editor.edit_params(params), wanted[index])
-            if not torch.isfinite(loss):
-                editor.load_state_dict(kept)
-                raise FloatingPointError(
-                    f"the error is {loss.item()} at step {step}; lower lr (now {config.lr})"
-                )
-            _apply_gradient(editor, optimizer, loss, config, step)
-            recent.append(loss.item())
-            bar.update()
-            if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-                record = {"step": float(step + 1), "seconds": time.perf_counter() - started}
-                record["train"] = sum(recent) / len(recent)
-                record["validation"] = editing_error(editor, *validation) if validation else record["train"]
-                history.append(record)
-                recent = []
-                bar.set_postfix(train=f"{record['train']:.4f}", validation=f"{record['validation']:.4f}")
-                if record["validation"] < best:
-                    best, kept = record["validation"], copy.deepcopy(editor.state_dict())
-    editor.load_state_dict(kept)
-    if best == math.inf:
-        raise FloatingPointError(
-            f"the error is {history[-1]['validation']} after the last step; lower lr (now {config.lr})"
+    training = EditorTraining(editor, inrs, targets, config=config, validation=validation)
+    try:
+        with progress_bar(training, disable=not progress) as bar:
+            while not training.finished:
+                training.advance()
+                bar.update()
+                if training.validation_due:
+                    training.validate()
+                    bar.set_postfix(training.postfix)
+    except FloatingPointError:
+        training.keep_best()
+        raise
+    training.keep_best()
+    training.check_best()
+    return training.history
+
+
+def progress_bar(training: EditorTraining, *, disable: bool) -> tqdm:
+    """A bar of the steps: how many, seconds for each, time to the end."""
+    return tqdm(
+        total=training.config.steps,
+        initial=training.step,
+        desc=f"training {training.editor.config.edit}",
+        unit="step",
+        bar_format=BAR_FORMAT,
+        disable=disable,
+    )
+
+
+class EditorTraining:
+    """Everything that changes while an editor is trained, and what one step does to it.
+
+    With several processes, each computes the error of its share of every batch and of the validation INRs, and the
+    shares are added: the gradient is that of the whole batch in one process, but for rounding.
+
+    Args:
+        editor: The editor, which is changed in place; its statistics are taken from `inrs`.
+        inrs: INRs of the images before the edit.
+        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+        config: How to train.
+        validation: Further INRs and their edited images, for choosing the weights that are kept.
+        processes: Those that share the training and all hold the same INRs; this one alone if not given.
+
+    Attributes:
+        step: Steps made.
+        seconds: Time they and the validations took.
+        history: One record for each validation, see :func:`train_editor`.
+        best: Smallest validation error so far.
+        best_step: The step after which it was measured.
+        skipped: Steps that changed nothing, because the error or the gradient was not finite.
+        in_a_row: How many of them came last.
+
+    Raises:
+        ValueError: If the images do not fit the INRs, the INRs do not fit the editor, or there are more processes
+            than INRs in a batch.
+
+    Example:
+        >>> from editors import EditorConfig, fit
+        >>> images = torch.rand(4, 6, 6, 1, generator=torch.Generator().manual_seed(0))
+        >>> inrs = fit(images, steps=5)
+        >>> editor = Editor(EditorConfig(siren=inrs.config, edit="invert", image_size=(6, 6)))
+        >>> training = EditorTraining(editor, inrs, 1 - images, config=TrainEditorConfig(batch_size=2))
+        >>> training.advance()["step"], training.finished
+        (1, False)
+    """
+
+    def __init__(
+        self,
+        editor: Editor,
+        inrs: InrSet,
+        targets: Tensor,
+        *,
+        config: TrainEditorConfig | None = None,
+        validation: tuple[InrSet, Tensor] | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.processes = config or TrainEditorConfig(), processes or Processes()
+        if self.processes.size > self.config.batch_size:
+            raise ValueError(
+                f"there are {self.processes.size} processes for batches of {self.config.batch_size} INRs; start at "
+                "most as many processes, or raise batch_size"
+            )
+        self.editor, self._inrs, self._targets = editor, inrs, as_targets(inrs, targets)
+        if validation:
+            as_targets(*validation)
+            editor.check(validation[0])
+        self._validation = validation
+        editor.standardize(inrs)
+        self._order = torch.Generator().manual_seed(self.config.seed)
+        self._optimizer = torch.optim.AdamW(
+            editor.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
         )
-    return history
+        self._kept = copy.deepcopy(editor.state_dict())
+        self._recent: list[float] = []
+        self.history: list[dict[str, float]] = []
+        self.step = self.best_step = self.stale = self.skipped = self.in_a_row = 0
+        self.best, self.seconds = math.inf, 0.0
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made, or the patience is at its end."""
+        return self.step >= self.config.steps or self.stopped_early
 
-def _apply_gradient(
-    editor: Editor, optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainEditorConfig, step: int
-) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate(step)
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(editor.parameters(), config.max_norm)
-    optimizer.step()
+    @property
+    def stopped_early(self) -> bool:
+        """Whether so many validations in a row brought nothing better that the training ends."""
+        return self.config.patience is not None and self.stale >= self.config.patience
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the step made last is one after which the error is measured."""
+        return self.step % self.config.validate_every == 0 or self.step == self.config.steps
+
+    @property
+    def postfix(self) -> dict[str, str]:
+        """The last errors, for a progress bar."""
+        if not self.history:
+            return {}
+        shown = {key: f"{self.history[-1][key]:.4f}" for key in ("train", "validation")}
+        return {**shown, "skipped": str(self.skipped)} if self.skipped else shown
+
+    def advance(self) -> dict[str, float]:
+        """Make one step.
+
+        Returns:
+            ``step``, ``error`` of its batch, ``gradient_norm`` before clipping, ``lr``, ``skipped`` (steps so far
+            that changed nothing) and ``seconds`` so far.
+
+        Raises:
+            FloatingPointError: If the error or the gradient was not finite in ``give_up_after`` steps in a row.
+        """
+        started = time.perf_counter()
+        error, norm = self.gradient()
+        usable = math.isfinite(error) and math.isfinite(norm)
+        lr = self.config.learning_rate(self.step)
+        if usable:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+            self._recent.append(error)
+            self.in_a_row = 0
+        else:
+            self.skipped += 1
+            self.in_a_row += 1
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        if self.in_a_row >= self.config.give_up_after:
+            raise FloatingPointError(self._why(error, norm))
+        return {
+            "step": self.step,
+            "error": error,
+            "gradient_norm": norm,
+            "lr": lr,
+            "skipped": self.skipped,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def gradient(self) -> tuple[float, float]:
+        """Leave the clipped gradient of the next batch in the editor; the error, and the norm before clipping."""
+        index = torch.randint(len(self._inrs), (self.config.batch_size,), generator=self._order)
+        mine = index[self.processes.rank :: self.processes.size].to(self._targets.device)
+        params = {name: value[mine] for name, value in self._inrs.params.items()}
+        loss = squared_errors(self._inrs, self.editor.edit_params(params), self._targets[mine]).mean()
+        self._optimizer.zero_grad()
+        if self.processes.size == 1 and not torch.isfinite(loss):
+            return loss.item(), math.nan
+        loss.backward()
+        error = self._add_up(loss, len(mine) / len(index))
+        return error, float(torch.nn.utils.clip_grad_norm_(self.editor.parameters(), self.config.max_norm))
+
+    def _add_up(self, loss: Tensor, share: float) -> float:
+        """Make the gradients of all processes their weighted sum; the weighted sum of their losses."""
+        if self.processes.size == 1:
+            return loss.item()
+        gradients = [p.grad for p in self.editor.parameters() if p.grad is not None]
+        flat = torch.cat([loss.detach().reshape(1), *(gradient.flatten() for gradient in gradients)])
+        flat = self.processes.sum(flat.mul(share).cpu()).to(flat.device)
+        for gradient, total in zip(
+            gradients, flat[1:].split([gradient.numel() for gradient in gradients]), strict=True
+        ):
+            gradient.copy_(total.view_as(gradient))
+        return flat[0].item()
+
+    def _why(self, error: float, norm: float) -> str:
+        what = f"error is {error}" if not math.isfinite(error) else f"norm of the gradient is {norm}"
+        count = f", as in {self.in_a_row} steps in a row" if self.in_a_row > 1 else ""
+        return f"the {what} at step {self.step - 1}{count}; lower lr (now {self.config.lr})"
+
+    def validate(self) -> dict[str, float]:
+        """Measure the error on the validation INRs, and keep the weights if it is the smallest; the record."""
+        started = time.perf_counter()
+        train = sum(self._recent) / len(self._recent) if self._recent else math.nan
+        measured = train if self._validation is None else self._validation_error(*self._validation)
+        self._recent = []
+        if measured < self.best:
+            self.best, self.best_step, self.stale = measured, self.step, 0
+            self._kept = copy.deepcopy(self.editor.state_dict())
+        else:
+            self.stale += 1
+        self.seconds += time.perf_counter() - started
+        record = {"step": float(self.step), "seconds": self.seconds, "train": train, "validation": measured}
+        self.history.append(record)
+        return record
+
+    def _validation_error(self, inrs: InrSet, targets: Tensor) -> float:
+        rank, size = self.processes.rank, self.processes.size
+        if size == 1:
+            return editing_error(self.editor, inrs, targets)
+        mine = slice(rank, None, size)
+        count = len(inrs[mine])
+        error = count / len(inrs) * editing_error(self.editor, inrs[mine], targets[mine]) if count else 0.0
+        return self.processes.sum(torch.tensor(error, dtype=torch.float64)).item()
+
+    def keep_best(self) -> None:
+        """Give the editor the weights that were best on the validation INRs."""
+        self.editor.load_state_dict(self._kept)
+
+    def check_best(self) -> None:
+        """Refuse a training without a finite validation error.
+
+        Raises:
+            FloatingPointError: If there is none.
+        """
+        if self.best == math.inf:
+            raise FloatingPointError(
+                f"the error is {self.history[-1]['validation']} after the last step; lower lr "
+                f"(now {self.config.lr})"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that decide how the training goes on: weights, best weights, optimizer, order of the INRs."""
+        tensors = {f"editor/{name}": tensor for name, tensor in self.editor.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self._kept.items()}
+        for index, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items()}
+        recent = torch.tensor(self._recent, dtype=torch.float64)
+        return {**tensors, "order": self._order.get_state(), "recent": recent}
+
+    def counters(self) -> dict[str, Any]:
+        """The rest of what changes, as JSON values."""
+        return {name: getattr(self, name) for name in COUNTERS}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Go back to what :meth:`tensors` and :meth:`counters` gave.
+
+        Raises:
+            RuntimeError: If the tensors are those of another editor.
+            KeyError: If some are missing.
+        """
+        self.editor.load_state_dict(below(tensors, "editor/"))
+        device = self.editor.mean.device
+        self._kept = {name: tensor.to(device) for name, tensor in below(tensors, "best/").items()}
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in below(tensors, "optimizer/").items():
+            index, key = name.split("/", 1)
+            states.setdefault(int(index), {})[key] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self._order.set_state(tensors["order"])
+        self._recent = tensors["recent"].tolist()
+        for name in COUNTERS:
+            setattr(self, name, counters[name])
+        self.history = [dict(record) for record in counters["history"]]

@@ -117,6 +117,7 @@ def save_artifact(
     Raises:
         TypeError: If a value of `tensors` is no tensor, or `metadata` is no JSON.
         ArtifactError: If `path` is a folder.
+        OSError: If it cannot be written: the disk is full, say.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
@@ -129,7 +130,10 @@ def save_artifact(
     # Cloning unties tensors that share memory, which the format refuses.
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        safetensors.torch.save_file(stored, temporary, metadata=header)
+        try:
+            safetensors.torch.save_file(stored, temporary, metadata=header)
+        except safetensors.SafetensorError as error:  # its name for a full disk, among others
+            raise OSError(f"cannot write {os.fspath(path)} ({error})") from error
     return Path(path)
 
 

@@ -43,7 +43,7 @@ get_edit("rotate(angle=-10)").inverse  # rotate(angle=10)
 ```
 
 ```bash
-python scripts/train_editor.py --edit "blur(sigma=2)" --images photos --out runs/blur2.safetensors
+python scripts/train_editor.py --edit "blur(sigma=2)" --images photos --out runs/blur2
 ```
 
 A name alone has the defaults, as in the picture: a digit of 16 x 16 pixels and two photographs of 64 x 64.

@@ -8,7 +8,7 @@ Example:
 
 from nfn_opt.data.images import ImageData
 from nfn_opt.data.patches import load_photo_patches
-from nfn_opt.data.pictures import read_image, write_image
+from nfn_opt.data.pictures import read_image, write_animation, write_image
 from nfn_opt.data.sources import load_images
 from nfn_opt.data.text import TextData, load_text
 
@@ -19,5 +19,6 @@ __all__ = [
     "load_photo_patches",
     "load_text",
     "read_image",
+    "write_animation",
     "write_image",
 ]

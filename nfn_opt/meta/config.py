@@ -100,9 +100,14 @@ class MetaTrainConfig:
         if not self.families:
             raise ValueError("families is empty, expected at least one family of inner problems")
 
+    @property
+    def steps(self) -> int:
+        """All outer steps of the run."""
+        return self.outer.steps
+
     def record(self) -> dict[str, Any]:
         """All options as nested dicts of JSON values."""
-        return _plain(dataclasses.asdict(self))
+        return plain_record(self)
 
 
 FREE_TO_CHANGE = (
@@ -141,6 +146,11 @@ def _numbered(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         return {str(number): item for number, item in enumerate(value)}
     return value
+
+
+def plain_record(config: Any) -> dict[str, Any]:
+    """A dataclass of options as nested dicts of JSON values."""
+    return _plain(dataclasses.asdict(config))
 
 
 def _plain(value: Any) -> Any:

@@ -57,17 +57,17 @@ def _draw_meta_loss(ax: Axes, points: Points) -> None:
     if finite:
         ax.plot(*zip(*finite, strict=True), color=RULE, alpha=0.3, linewidth=0.6)
         window = max(1, len(finite) // 50)
-        ax.plot(*zip(*_smooth(finite, window), strict=True), color=RULE, label=f"mean of {window} steps")
+        ax.plot(*zip(*smooth(finite, window), strict=True), color=RULE, label=f"mean of {window} steps")
     if len(finite) >= 100:
         ax.legend(fontsize="small")
     if losses and min(losses) > 0:
-        _log_scale(ax)
+        log_scale(ax)
     ax.set(xlabel="outer step", ylabel="meta-loss", title="Meta-training")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.grid(alpha=0.3)
 
 
-def _smooth(points: Points, window: int) -> list[tuple[int, float]]:
+def smooth(points: Points, window: int) -> list[tuple[int, float]]:
     """Means of consecutive windows, at the last step of each."""
     parts = [points[start : start + window] for start in range(0, len(points), window)]
     return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
@@ -81,7 +81,7 @@ def _draw_evaluations(ax: Axes, evaluations: Mapping[str, Points], adam: Mapping
             ax.plot(*zip(*shown, strict=True), "o-", markersize=3, linewidth=1, label=_short(name))
     if adam:
         ax.axhline(1.0, color=ADAM, linestyle="--", linewidth=1)
-    _log_scale(ax)
+    log_scale(ax)
     ax.set(xlabel="outer step", title="Held-out tasks")
     ax.set_xlim(left=0)
     ax.set_ylabel("final loss / tuned Adam's" if adam else "final loss")
@@ -97,13 +97,13 @@ def _draw_comparison(ax: Axes, name: str, curves: Curves, adam: Tuned | None) ->
     _draw_band(ax, curves, RULE, "this rule")
     ax.set(xlabel="inner step", ylabel="minibatch loss")
     if bool((curves.losses > 0).all()):
-        _log_scale(ax)
+        log_scale(ax)
     ax.set_title(f"Held-out {_short(name)}, {len(curves.final)} seeds", fontsize="medium")
     ax.legend(fontsize="small")
     ax.grid(alpha=0.3)
 
 
-def _log_scale(ax: Axes) -> None:
+def log_scale(ax: Axes) -> None:
     """A logarithmic axis with plain numbers, also between the powers of ten where there are few of these."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()

@@ -83,7 +83,7 @@ class RunLog:
         self, train: Path, tasks: Path, evaluation: Path, tensorboard: Path | None, after: int | None
     ) -> None:
         self._board = (
-            None if tensorboard is None else _summary_writer()(tensorboard, purge_step=(after or 0) + 1)
+            None if tensorboard is None else summary_writer()(tensorboard, purge_step=(after or 0) + 1)
         )
         self._train = CsvLog(train, TRAIN_COLUMNS, after)
         self._tasks = CsvLog(tasks, TASK_COLUMNS, after)
@@ -131,10 +131,15 @@ def check_tensorboard() -> None:
     Raises:
         ModuleNotFoundError: With the command that installs it.
     """
-    _summary_writer()
+    summary_writer()
 
 
-def _summary_writer() -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's writer of a folder.
+
+    Raises:
+        ModuleNotFoundError: With the command that installs it.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:

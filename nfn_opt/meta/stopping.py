@@ -8,12 +8,39 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from nfn_opt.meta.config import MetaTrainConfig
 from nfn_opt.meta.processes import Processes
+
+
+class Timetable(Protocol):
+    """What a run tells of when things are due; ``None`` for times that it leaves out."""
+
+    @property
+    def steps(self) -> int:
+        """All steps of the run."""
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between two evaluations."""
+
+    @property
+    def evaluate_minutes(self) -> float | None:
+        """Minutes between two evaluations."""
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between two checkpoints."""
+
+    @property
+    def checkpoint_minutes(self) -> float | None:
+        """Minutes between two checkpoints."""
+
+    @property
+    def minutes(self) -> float | None:
+        """Minutes of one sitting."""
 
 
 class StopRequest:
@@ -93,7 +120,7 @@ class Agenda:
 
     def __init__(
         self,
-        config: MetaTrainConfig,
+        config: Timetable,
         processes: Processes,
         stop: StopRequest,
         clock: Callable[[], float] = time.monotonic,
@@ -104,7 +131,7 @@ class Agenda:
     def after(self, step: int) -> Due:
         """What is due after so many outer steps."""
         config, now = self._config, self._clock()
-        last = step == config.outer.steps
+        last = step == config.steps
         flags = torch.zeros(self._processes.size, 4, dtype=torch.int64)
         flags[self._processes.rank] = torch.tensor(
             [

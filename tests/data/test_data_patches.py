@@ -32,12 +32,12 @@ def test_fewer_patches_are_the_first_ones() -> None:
 
 
 def test_each_patch_is_a_reduced_part_of_its_photograph() -> None:
-    photos = _photos()
-    assert [tuple(photo.shape) for photo in photos] == [(427, 640), (427, 640)]
+    photos = _photos(gray=True)
+    assert [tuple(photo.shape) for photo in photos] == [(1, 427, 640), (1, 427, 640)]
     patches = load_photo_patches(12, 4)
     used = set()
     for patch, label in zip(patches.images[..., 0], patches.labels.tolist(), strict=True):
-        photo = photos[label][None]
+        photo = photos[label]
         for scale in (1, 2, 4):
             reduced = torch.nn.functional.avg_pool2d(photo, scale, stride=1)[0]
             windows = reduced.unfold(0, 3 * scale + 1, 1).unfold(1, 3 * scale + 1, 1)[..., ::scale, ::scale]
@@ -47,6 +47,13 @@ def test_each_patch_is_a_reduced_part_of_its_photograph() -> None:
         else:
             pytest.fail("a patch is nowhere in its photograph")
     assert len(used) > 1
+
+
+def test_patches_in_colour_are_the_same_patches() -> None:
+    gray, colour = load_photo_patches(5, 6), load_photo_patches(5, 6, gray=False)
+    assert colour.images.shape == (5, 6, 6, 3)
+    torch.testing.assert_close(colour.gray().images, gray.images)
+    assert colour.source == "photo patches in colour, seed 0"
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 8), (-1, 8), (3, 0), (3, 107)])

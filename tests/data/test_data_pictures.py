@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nfn_opt.data import read_image, write_image
+from nfn_opt.data import read_image, write_animation, write_image
+from nfn_opt.data.pictures import encode_image, picture_notes, picture_size
 
 GRAY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 COLOUR = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
@@ -143,3 +144,70 @@ def test_interrupted_writing_keeps_the_old_picture(tmp_path: Path, monkeypatch: 
         write_image(path, torch.ones(4, 4, 1))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_without_reading(tmp_path: Path, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=exif)
+    assert picture_size(tmp_path / "a.png") == read_image(tmp_path / "a.png").shape[:2]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert sorted(picture_size(tmp_path / "a.png")) == [3, 4]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(ValueError, match="cannot read"):
+        picture_size(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError, match="no picture"):
+        picture_size(tmp_path / "b.png")
+
+
+def test_what_is_not_read_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for mode, count in (("L", 0), ("RGBA", 1), ("LA", 1), ("P", 0)):
+        picture(mode).save(path)
+        assert len(picture_notes(path)) == count
+    picture("RGB").convert("RGBA").save(path)  # opaque
+    assert picture_notes(path) == []
+    write_animation(tmp_path / "a.gif", [torch.zeros(2, 2, 1), torch.ones(2, 2, 1)])
+    assert picture_notes(tmp_path / "a.gif") == ["it has 2 frames, of which the first is read"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_runs_forth_and_back(tmp_path: Path, channels: int) -> None:
+    frames = [torch.full((4, 5, channels), level) for level in (0.0, 0.4, 1.0)]
+    path = write_animation(tmp_path / "new" / "a.gif", frames, frame_ms=50, rest_ms=300)
+    seen = []
+    with Image.open(path) as animation:
+        assert animation.info["loop"] == 0
+        for number in range(getattr(animation, "n_frames", 1)):
+            animation.seek(number)
+            seen.append((animation.convert("L").getpixel((2, 2)), animation.info["duration"]))
+    assert [duration for _, duration in seen] == [300, 50, 300, 50]
+    levels = [int(level) for level, _ in seen if isinstance(level, int)]
+    assert levels[0] == 0
+    assert levels[2] == 255
+    assert levels[1] == levels[3]
+    if channels == 1:
+        assert levels[1] == 102
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "match"),
+    [
+        ("a.png", [torch.zeros(2, 2, 1)], "let it end in .gif"),
+        ("a.gif", [], "at least one"),
+        ("a.gif", [torch.zeros(2, 2, 1), torch.zeros(2, 3, 1)], "pictures of one shape"),
+        ("a.gif", [torch.full((2, 2, 1), torch.nan)], "finite"),
+    ],
+)
+def test_what_is_no_animation(tmp_path: Path, name: str, frames: list[torch.Tensor], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        write_animation(tmp_path / name, frames)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bytes_of_a_picture(tmp_path: Path) -> None:
+    image = torch.tensor(COLOUR / 255, dtype=torch.float32)
+    (tmp_path / "a.png").write_bytes(encode_image(image))
+    assert torch.equal(read_image(tmp_path / "a.png"), image)
+    assert encode_image(image, "JPEG", quality=50)[:2] == b"\xff\xd8"

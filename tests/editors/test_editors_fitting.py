@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from editors.fit_options import FitOptions, learning_rate
 from editors.fitting import fit
 from editors.inr_set import InrSet, psnr
 from editors.siren import SirenConfig, coordinates, initial_parameters, siren_apply
-from editors.stacked import StackedSiren
+from editors.stacked import BETAS, StackedSiren
 from nfn_opt.data import ImageData, load_images
+from nfn_opt.meta.randomness import seeded_generator
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +173,88 @@ def test_divergence_is_reported(digits: ImageData) -> None:
         ),
         (torch.zeros(1, 3, 3), {"steps": -1}, ValueError, "steps must be >= 0"),
         (torch.zeros(1, 3, 3), {"lr": 0.0}, ValueError, "lr must be a positive"),
-        (torch.zeros(1, 3, 3), {"chunk_size": -1}, ValueError, "chunk_size >= 1"),
+        (torch.zeros(1, 3, 3), {"chunk_size": -1}, ValueError, "chunk_size must be >= 1"),
         (torch.zeros(1, 3, 3), {"target_psnr": float("nan")}, ValueError, "target_psnr"),
+        (torch.zeros(1, 3, 3), {"pixels_per_step": 0}, ValueError, "pixels_per_step must be >= 1"),
+        (
+            torch.zeros(1, 3, 3),
+            {"schedule": "step"},
+            ValueError,
+            "one of linear, cosine, constant, got 'step'",
+        ),
     ],
 )
 def test_bad_input(images: object, options: dict[str, object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         fit(images, **options)  # type: ignore[arg-type]
+
+
+def naive_fit(image: Tensor, params: dict[str, Tensor], config: SirenConfig, options: FitOptions) -> Tensor:
+    """The pixels in [-1, 1] that a plain loop with torch's own Adam makes of one image, changing `params`."""
+    height, width, _ = image.shape
+    coords, target = coordinates(height, width), 2 * image.flatten(0, 1) - 1
+    leaves = {name: value.clone().unsqueeze(0).requires_grad_() for name, value in params.items()}
+    optimizer = torch.optim.Adam(leaves.values(), lr=options.lr, betas=BETAS)
+    draws = seeded_generator(options.seed, "pixels")
+    for step in range(options.steps):
+        chosen = torch.randperm(len(coords), generator=draws)[: options.pixels_per_step or len(coords)]
+        optimizer.param_groups[0]["lr"] = learning_rate(options, step)
+        optimizer.zero_grad()
+        error = siren_apply(leaves, coords[chosen], config)[0] - target[chosen]
+        error.square().mean().backward()
+        optimizer.step()
+    params |= {name: value.detach()[0] for name, value in leaves.items()}
+    return siren_apply(leaves, coords, config)[0].detach()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        FitOptions(steps=6),
+        FitOptions(steps=6, pixels_per_step=20, seed=3),
+        FitOptions(steps=6, pixels_per_step=64),
+        FitOptions(steps=6, schedule="cosine", lr=1e-2),
+        FitOptions(steps=6, schedule="constant", lr=1e-3, pixels_per_step=10),
+    ],
+)
+def test_it_equals_a_plain_loop(digits: ImageData, options: FitOptions) -> None:
+    inrs = fit(digits.subset(3), **dataclasses.asdict(options), chunk_size=2)
+    start = initial_parameters(inrs.config, 3, torch.Generator().manual_seed(options.seed))
+    for number, image in enumerate(digits.images[:3]):
+        params = {name: value[number] for name, value in start.items()}
+        rendered = naive_fit(image, params, inrs.config, options)
+        torch.testing.assert_close(inrs.state_dict(number), params, atol=2e-4, rtol=1e-3)
+        error = psnr((rendered - 2 * image.flatten(0, 1) + 1).unsqueeze(0))
+        torch.testing.assert_close(inrs.psnr[number : number + 1], error, atol=0.01, rtol=0)
+
+
+def test_pixels_drawn_do_not_depend_on_chunks_but_on_the_seed(digits: ImageData) -> None:
+    whole, cut = (fit(digits, steps=5, pixels_per_step=16, chunk_size=size) for size in (12, 5))
+    torch.testing.assert_close(dict(whole.params), dict(cut.params), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole.psnr, cut.psnr, atol=1e-3, rtol=0)
+    more = fit(digits, steps=5, pixels_per_step=1000, chunk_size=12)
+    everything = fit(digits, steps=5, chunk_size=12)
+    for name, value in everything.params.items():
+        assert torch.equal(value, more.params[name])
+        assert not torch.equal(value, whole.params[name])
+
+
+def test_a_quarter_of_the_pixels_at_a_time_suffices(digits: ImageData) -> None:
+    inrs = fit(digits, steps=400, pixels_per_step=16)
+    assert (inrs.psnr > 40).all()
+    stopped = fit(digits, steps=400, pixels_per_step=16, target_psnr=30)
+    assert (stopped.psnr >= 30).all()
+    rendered = 2 * (stopped.render(clamp=False) - digits.images)
+    torch.testing.assert_close(psnr(rendered), stopped.psnr, atol=0.01, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"pixels_per_step": 32, "steps": 50}])
+def test_a_gpu_fits_the_same(digits: ImageData, options: dict[str, int]) -> None:
+    here, there = fit(digits, **options), fit(digits, device="cuda", **options)  # type: ignore[arg-type]
+    assert there.psnr.is_cuda
+    assert (there.psnr.cpu() - here.psnr).abs().median() < 3
+    assert torch.equal(there.labels.cpu(), digits.labels)  # type: ignore[union-attr]
 
 
 def test_psnr_of_a_known_error() -> None:

@@ -22,8 +22,10 @@ from editors import (
     train_editor,
 )
 from editors.siren import initial_parameters
+from editors.training import EditorTraining
 from nfn_opt.data import load_images
 from nfn_opt.functionals import EquivariantConfig
+from nfn_opt.meta.processes import Processes
 
 BODY = EquivariantConfig(
     hidden_channels=8,
@@ -235,11 +237,170 @@ def test_the_optimizer_follows_the_schedule(monkeypatch: pytest.MonkeyPatch) -> 
     assert used == [SHORT.learning_rate(i) for i in range(SHORT.steps)]
 
 
+def test_a_constant_learning_rate() -> None:
+    config = TrainEditorConfig(steps=10, lr=0.5, warmup=4, schedule="constant")
+    rates = [config.learning_rate(step) for step in range(10)]
+    assert rates == [0.125, 0.25, 0.375, *[0.5] * 7]
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, errors: list[float]) -> None:
+    """Let the validations give these errors."""
+    given = iter(errors)
+    monkeypatch.setattr("editors.training.editing_error", lambda *_: next(given))
+
+
+def test_patience_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    inrs, targets = small()
+    measured(monkeypatch, [3.0, 4.0, 2.0, torch.nan, 2.0])
+    config = TrainEditorConfig(steps=20, batch_size=4, validate_every=2, patience=2)
+    training = EditorTraining(
+        make_editor(inrs), inrs, targets, config=config, validation=(inrs[:2], targets[:2])
+    )
+    while not training.finished:
+        training.advance()
+        if training.validation_due:
+            training.validate()
+    assert (training.step, training.best, training.best_step, training.stopped_early) == (10, 2.0, 6, True)
+    measured(monkeypatch, [3.0, 4.0, 2.0, torch.nan, 2.0])
+    history = train_editor(
+        make_editor(inrs), inrs, targets, config=config, validation=(inrs[:2], targets[:2])
+    )
+    assert [record["step"] for record in history] == [2, 4, 6, 8, 10]
+
+
+def break_changes(editor: Editor, calls: set[int]) -> None:
+    """Let some calls of the editor give NaN."""
+    change, made = editor.change, 0
+
+    def breaks(params: Any) -> dict[str, Tensor]:
+        nonlocal made
+        made += 1
+        factor = torch.nan if made in calls else 1.0
+        return {name: value * factor for name, value in change(params).items()}
+
+    editor.change = breaks  # type: ignore[method-assign]
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    inrs, targets = small()
+    editor = make_editor(inrs)
+    config = TrainEditorConfig(steps=9, batch_size=4, warmup=0, give_up_after=2)
+    training = EditorTraining(editor, inrs, targets, config=config)
+    break_changes(editor, {2, 4, 5})
+    first = training.advance()
+    before = weights(editor)
+    second = training.advance()
+    assert_same(weights(editor), before)
+    assert (first["skipped"], second["skipped"]) == (0, 1)
+    assert torch.tensor(second["error"]).isnan()
+    training.advance()
+    assert any(not torch.equal(value, before[name]) for name, value in weights(editor).items())
+    training.advance()
+    with pytest.raises(
+        FloatingPointError, match=r"the error is nan at step 4, as in 2 steps in a row; lower lr"
+    ):
+        training.advance()
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    inrs, targets = small()
+    editor = make_editor(inrs)
+    training = EditorTraining(editor, inrs, targets, config=TrainEditorConfig(batch_size=2))
+    parameter = next(editor.parameters())
+    parameter.register_hook(lambda gradient: gradient * torch.inf)
+    before = weights(editor)
+    with pytest.raises(FloatingPointError, match="the norm of the gradient is inf at step 0"):
+        training.advance()
+    assert_same(weights(editor), before)
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_a_training_that_is_restored_goes_on_as_if_nothing_had_been(stop: int) -> None:
+    inrs, targets = small()
+    trainings = [
+        EditorTraining(make_editor(inrs), inrs[:4], targets[:4], config=SHORT, validation=(inrs, targets))
+        for _ in range(2)
+    ]
+    for training in trainings:
+        for _ in range(SHORT.steps):
+            if training is trainings[1] and training.step == stop:
+                saved = {key: value.clone() for key, value in training.tensors().items()}
+                counters = training.counters()
+                training = EditorTraining(
+                    make_editor(inrs), inrs[:4], targets[:4], config=SHORT, validation=(inrs, targets)
+                )
+                training.restore(saved, counters)
+                trainings[1] = training
+            training.advance()
+            if training.validation_due:
+                training.validate()
+    assert_same(*(training.tensors() for training in trainings))
+    whole, resumed = ({**training.counters(), "seconds": 0} for training in trainings)
+    for counters in (whole, resumed):
+        counters["history"] = [{**record, "seconds": 0} for record in counters["history"]]
+    assert whole == resumed
+
+
+class OneOf(Processes):
+    """A process of several that run one after another: the sum is taken later."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_gradient_of_the_batch(size: int) -> None:
+    inrs, targets = small()
+    inrs = inrs.with_params({name: value.double() for name, value in inrs.params.items()})
+    config = TrainEditorConfig(batch_size=5, max_norm=torch.inf)
+    losses, gradients, errors = [], [], []
+    for processes in (Processes(), *(OneOf(rank, size) for rank in range(size))):
+        training = EditorTraining(
+            make_editor(inrs).double(),
+            inrs,
+            targets.double(),
+            config=config,
+            validation=(inrs, targets.double()),
+            processes=processes,
+        )
+        losses.append(training.gradient()[0])
+        gradients.append([p.grad for p in training.editor.parameters()])
+        errors.append(training.validate()["validation"])
+    assert sum(losses[1:]) == pytest.approx(losses[0], rel=1e-12)
+    assert sum(errors[1:]) == pytest.approx(errors[0], rel=1e-12)
+    for whole, *parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(torch.stack(parts).sum(0), whole, rtol=1e-9, atol=1e-15)
+
+
+def test_more_processes_than_inrs_in_a_batch() -> None:
+    inrs, targets = small()
+    with pytest.raises(ValueError, match="there are 3 processes for batches of 2 INRs"):
+        EditorTraining(
+            make_editor(inrs),
+            inrs,
+            targets,
+            config=TrainEditorConfig(batch_size=2),
+            processes=Processes(0, 3),
+        )
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 0}, {"batch_size": 0}, {"validate_every": -1}, {"lr": 0.0}, {"lr": float("nan")}],
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"validate_every": -1},
+        {"patience": 0},
+        {"give_up_after": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"max_norm": -1.0},
+        {"warmup": -1},
+        {"weight_decay": -0.1},
+        {"schedule": "linear"},
+    ],
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{name} is {value}, expected"):
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, expected"):
         TrainEditorConfig(**options)

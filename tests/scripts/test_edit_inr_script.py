@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from editors import Editor, EditorConfig, SirenConfig
+from editors import Editor, EditorConfig, SirenConfig, TiledPicture
 from nfn_opt.data import read_image
 from nfn_opt.functionals import EquivariantConfig
 from scripts.edit_inr import main
@@ -18,10 +18,12 @@ from scripts.edit_inr import main
 BODY = EquivariantConfig(hidden_channels=2, hidden_layers=1, fourier_frequencies=0, position_bands=1)
 
 
-def save_editor(path: Path, edit: str = "dilate", channels: int = 1) -> Path:
+def save_editor(path: Path, edit: str = "dilate", channels: int = 1, seed: int = 0) -> Path:
     siren = SirenConfig(hidden_width=8, omega_0=8.0, out_channels=channels)
     config = EditorConfig(siren=siren, edit=edit, image_size=(6, 6), body=BODY)
-    return Editor(config, generator=torch.Generator().manual_seed(0)).save(path)
+    editor = Editor(config, generator=torch.Generator().manual_seed(seed))
+    editor.std.fill_(1 + seed)
+    return editor.save(path)
 
 
 @pytest.fixture
@@ -113,8 +115,10 @@ def test_the_pretrained_editor_of_an_edit(tmp_path: Path, monkeypatch: pytest.Mo
         ({"image": "folder.png"}, "there is no picture"),
         ({"--editor": "missing.safetensors"}, "there is no file"),
         ({"--editor": "text.png"}, "not a complete safetensors file"),
-        ({"--editor": "colour.safetensors"}, "INRs have 3 channels, expected 1"),
-        ({"--editor": "rotate.safetensors"}, "has learned 'rotate', expected 'dilate'; give --edit rotate"),
+        (
+            {"--editor": "rotate.safetensors", "--edit": "dilate"},
+            "has learned 'rotate', expected 'dilate'; give --edit rotate",
+        ),
         ({"--editor": "rotate.safetensors", "--edit": "rotate"}, "'rotate' .* tile by tile"),
         ({"--edit": "invert"}, "has learned 'dilate', expected 'invert'; give --edit dilate"),
         ({"--editor": None, "--edit": "dilat"}, r"no pretrained editor for 'dilat'.* There are "),
@@ -122,6 +126,21 @@ def test_the_pretrained_editor_of_an_edit(tmp_path: Path, monkeypatch: pytest.Mo
         ({"--overlap": "6"}, "overlap is 6, expected 0 to 5"),
         ({"-o": "out.pgn"}, r"out\.pgn, expected the name of a picture; let it end in \.png"),
         ({"-o": "text.png/out.png"}, "text.png"),
+        ({"-o": "a.png"}, "over a picture that is read"),
+        ({"--gif": "out.png"}, "gif is out.png, expected the name of a file that ends in .gif"),
+        ({"--report": "out.htm"}, "report is out.htm, expected the name of a file that ends in .html"),
+        ({"--save-inr": "out"}, "save-inr is out, expected the name of a file that ends in .safetensors"),
+        ({"--max-pixels": "62"}, r"has 9 x 7 pixels, more than --max-pixels 62.*shrink it"),
+        ({"--scale": "0.5"}, "scale is 0.5, expected 1 to 64"),
+        ({"--scale": "nan"}, "scale is nan, expected 1 to 64"),
+        ({"--scale": "2", "--render-size": "20 20"}, "not both"),
+        ({"--render-size": "8 20"}, r"size is \(20, 8\), expected at least \(7, 9\)"),
+        ({"image": "editor.safetensors"}, "holds a 'editor', expected a 'inr_set'"),
+        ({"image": "float.tiff"}, "floating-point pixels of unknown range"),
+        (
+            {"--editor": None, "--edit": "editor.safetensors --edit colour.safetensors"},
+            "editor 2 of the chain",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(
@@ -139,10 +158,13 @@ def test_what_is_wrong_is_said_and_nothing_is_written(
     save_editor(Path("editor.safetensors"))
     save_editor(Path("colour.safetensors"), channels=3)
     save_editor(Path("rotate.safetensors"), edit="rotate")
+    Image.fromarray(np.full((7, 9), np.nan, dtype=np.float32)).save("float.tiff")
     before = sorted(Path().rglob("*"))
     options = {"image": "a.png", "--editor": "editor.safetensors", "-o": "out.png"} | change
     image = options.pop("image")
-    words = [word for option, value in options.items() if value is not None for word in (option, value)]
+    words = [
+        word for option, value in options.items() if value is not None for word in (option, *value.split())
+    ]
     assert main([str(image), *words]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -161,7 +183,7 @@ def test_an_interrupt(
     monkeypatch.setattr("editors.tiling.fit", interrupted)
     picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out.png"
     assert main([str(picture), "--editor", str(editor), "-o", str(out)]) == 130
-    assert "nothing was written" in capsys.readouterr().err
+    assert "stopped" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -170,3 +192,122 @@ def test_an_output_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["a.png"])
     assert end.value.code == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_there_is_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-o", str(tmp_path / "out.png")]) == 2
+    assert "there is no picture to edit" in capsys.readouterr().err
+
+
+def test_colour_inrs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    editor = save_editor(tmp_path / "colour.safetensors", channels=3)
+    out = tmp_path / "out.png"
+    for mode in ("RGB", "L"):
+        picture = save_picture(tmp_path / f"{mode}.png", mode)
+        assert main([str(picture), "--editor", str(editor), "-o", str(out)]) == 0
+        assert read_image(out).shape == (7, 9, 3)
+        assert "4 INRs" in capsys.readouterr().out
+
+
+def test_a_chain_of_edits(tmp_path: Path, editor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = save_editor(tmp_path / "second.safetensors", edit="blur", seed=3)
+    picture = save_picture(tmp_path / "a.png")
+    made = []
+    for number, chain in enumerate(([editor], [editor, second], [second, editor])):
+        out = tmp_path / f"{number}.png"
+        words = [word for path in chain for word in ("--edit", str(path))]
+        assert main([str(picture), *words, "-o", str(out)]) == 0
+        made.append(out.read_bytes())
+    assert len(set(made)) == 3
+    printed = capsys.readouterr().out
+    assert all(
+        f"to the exact {edits}: " in printed for edits in ("dilate", "dilate, then blur", "blur, then dilate")
+    )
+
+
+def test_everything_that_can_be_written(
+    tmp_path: Path, editor: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = save_picture(tmp_path / "a.png", "RGB")
+    out, inrs, gif, page = (
+        tmp_path / f"new/out{suffix}" for suffix in (".png", ".safetensors", ".gif", ".html")
+    )
+    words = ["--editor", str(editor), "--scale", "2.5", "--strength", "0.5"]
+    words += ["--save-inr", str(inrs), "--gif", str(gif), "--report", str(page), "-o", str(out)]
+    assert main([str(picture), *words]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"written: {path}\n" in printed for path in (out, inrs, gif, page))
+    written = read_image(out)
+    assert written.shape == (18, 22, 3)
+    rendered = TiledPicture.load(inrs).render((18, 22))
+    torch.testing.assert_close(rendered, written, atol=0.5 / 255 + 1e-6, rtol=0)
+    with Image.open(gif) as animation:
+        assert animation.size == (22, 18)
+        assert getattr(animation, "n_frames", 1) > 20
+        assert animation.info["loop"] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "<title>dilate: a.png</title>" in text
+    assert "data:image/png;base64," in text
+
+
+def test_inrs_are_edited_without_a_fit(tmp_path: Path, editor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, inrs = save_picture(tmp_path / "a.png"), tmp_path / "a.safetensors"
+    first, again, size = (tmp_path / name for name in ("first.png", "again.png", "size.png"))
+    fitted = ["--strength", "0", "--save-inr", str(inrs), "-o", str(tmp_path / "fitted.png")]
+    assert main([str(picture), "--editor", str(editor), *fitted]) == 0
+    assert main([str(picture), "--editor", str(editor), "-o", str(first)]) == 0
+    monkeypatch.setattr("editors.tiling.fit", lambda *_, **__: pytest.fail("fitted"))
+    assert main([str(inrs), "--editor", str(editor), "-o", str(again)]) == 0
+    assert again.read_bytes() == first.read_bytes()
+    assert main([str(inrs), "--editor", str(editor), "--render-size", "20", "30", "-o", str(size)]) == 0
+    assert read_image(size).shape == (30, 20, 1)
+
+
+def test_several_pictures(tmp_path: Path, editor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(save_picture(tmp_path / name)) for name in ("a.png", "b.jpg", "c.png")]
+    Path(names[1]).write_bytes(b"broken")
+    out = tmp_path / "out"
+    assert main([*names, "--editor", str(editor), "-o", str(out), "--gif", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("error: ") == 1
+    assert "b.jpg" in captured.err
+    assert sorted(path.name for path in out.iterdir()) == ["a.gif", "a.png", "c.gif", "c.png"]
+    assert main([names[0], "--editor", str(editor), "-o", str(out)]) == 0  # a folder for one picture, too
+
+
+@pytest.mark.parametrize(
+    ("names", "out", "message"),
+    [
+        (["a.png", "b.png"], "out.png", "expected a folder for 2 pictures"),
+        (["a.png", "sub/a.png"], "out", "would be written twice"),
+        (["a.png", "b.png"], ".", "over a picture that is read"),
+    ],
+)
+def test_several_pictures_into_one_place(
+    names: list[str],
+    out: str,
+    message: str,
+    tmp_path: Path,
+    editor: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    for name in names:
+        save_picture(Path(name))
+    assert main([*names, "--editor", str(editor), "-o", out]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, editor: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, mode, said in (("a.png", "RGBA", True), ("b.png", "RGB", False)):
+        words = [
+            str(save_picture(tmp_path / name, mode)),
+            "--editor",
+            str(editor),
+            "-o",
+            str(tmp_path / "out.png"),
+        ]
+        assert main(words) == 0
+        assert ("has transparent parts, which are laid over white" in capsys.readouterr().err) == said

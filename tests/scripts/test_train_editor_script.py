@@ -1,18 +1,35 @@
-"""The command line that trains an editor: a small run, and refusals that write nothing."""
+"""The command line that trains an editor: help, a whole run, refusals, stops that say how to go on."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from editors import Editor, fit
-from scripts.train_editor import TrainEditorRun, load, main
+from editors.training import EditorTraining
+from scripts.train_editor import main
 
-SMALL = ["--size=6", "--inrs=8", "--held-out=3", "--training.steps=2", "--training.batch-size=4"]
+SMALL = [
+    "--size=6",
+    "--inrs=8",
+    "--held-out=3",
+    "--fitting.steps=3",
+    "--fitting.hidden-width=4",
+    "--body.hidden-channels=4",
+    "--body.hidden-layers=1",
+    "--training.steps=4",
+    "--training.batch-size=4",
+    "--training.validate-every=2",
+    "--quiet",
+]
 
 
 def save_images(path: Path, count: int = 12) -> Path:
@@ -21,44 +38,55 @@ def save_images(path: Path, count: int = 12) -> Path:
     return path
 
 
-def test_a_run_on_photo_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "new" / "editor.safetensors"
-    assert main([f"--out={out}", "--edit=invert", *SMALL]) == 0
+def test_a_run_on_photo_patches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    out = tmp_path / "new" / "run"
+    arguments = [f"--out={out}", "--edit=invert", *SMALL, "--threads=1"]
+    assert main(arguments) == 0
+    assert threads[0] == 1
     printed = capsys.readouterr().out
-    editor = Editor.load(out)
+    editor = Editor.load(out / "editor.safetensors")
     record = editor.metadata
     assert editor.config.edit == "invert"
     assert editor.config.image_size == (6, 6)
-    assert record["command"] == f"python scripts/train_editor.py --out={out} --edit=invert {' '.join(SMALL)}"
+    assert (editor.config.body.hidden_channels, editor.config.body.norm) == (4, True)
+    assert record["command"] == shlex.join(["python", "scripts/train_editor.py", *arguments])
     assert record["inrs"] == 8
-    assert record["training"]["steps"] == 2
+    assert record["training"]["steps"] == 4
     assert record["data"] == "photo patches, seed 0"
-    assert f"held-out error {record['scores']['error']:.4f}" in printed
-    assert f"without edit {record['scores']['no_edit_error']:.4f}" in printed
-    assert [entry["step"] for entry in record["history"]] == [2]
-    assert {"versions", "git_revision", "cpu"} <= record["environment"].keys()
-    json.dumps(record)
-    inrs = fit(torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(0)), steps=2)
+    scores = record["scores"]
+    row = re.search(r"^test +3 +(\S+) .* (\S+) +(\d+)%$", printed, re.MULTILINE)
+    assert row is not None
+    assert row[1] == f"{scores['error']:.4f}"
+    assert row[2] == f"{scores['no_edit_error']:.4f}"
+    assert row[3] == f"{100 * scores['share']:.0f}"
+    assert str(out / "editor.safetensors") in printed
+    for picture in ("samples.png", "curves.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert not list(out.rglob(".*"))
+    inrs = fit(
+        torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(0)), steps=2, config=editor.config.siren
+    )
     assert editor(inrs).render().shape == (2, 6, 6, 1)
 
 
-def test_a_run_on_coloured_images_of_a_file(tmp_path: Path) -> None:
-    images, out = save_images(tmp_path / "a.npz"), tmp_path / "editor.safetensors"
-    assert main([f"--out={out}", f"--images={images}", *SMALL]) == 0
-    record = Editor.load(out).metadata
-    assert record["inrs"] == 6
-    assert record["data"] == "a.npz, gray, 6 x 6"
-
-
-def test_the_parts_are_disjoint() -> None:
-    parts = load(TrainEditorRun(out=Path("unused"), images="digits", size=8, inrs=20, held_out=5))
-    assert {part: len(images) for part, images in parts.items()} == {
-        "validation": 5,
-        "test": 5,
-        "train": 20,
-    }
-    together = torch.cat([images.images.flatten(1) for images in parts.values()])
-    assert len(together.unique(dim=0)) == 30
+def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    for option, explanation in (
+        ("--out", "Folder to write to"),
+        ("--gray", "Turn the images gray"),
+        ("--inrs", "INRs to train on"),
+        ("--training.patience", "End after so many"),
+        ("--body.hidden-channels", "Channels of every hidden"),
+        ("--resume", "Go on with the run"),
+    ):
+        assert re.search(rf"{re.escape(option)}[ ,].*?{re.escape(explanation)}", text), option
 
 
 @pytest.mark.parametrize(
@@ -68,11 +96,14 @@ def test_the_parts_are_disjoint() -> None:
         (["--edit=blur(sigma=0)"], "sigma of the edit 'blur' is 0.0, expected a number from 0.1"),
         (["--edit=sepia"], "have 1 channel, expected 3 (colour)"),
         (["--images=digit"], "did you mean 'digits'"),
-        (["--size=0"], "size 0, expected"),
-        (["--held-out=0"], "held_out 0, expected at least 1"),
+        (["--size=0"], "size is 0, expected"),
+        (["--held-out=0"], "held_out is 0, expected at least 1"),
         (["--inrs=0"], "inrs is 0"),
+        (["--inrs=none.safetensors", "--images=few.npz"], "none.safetensors"),
         (["--images=few.npz", "--held-out=6"], "has 12 images, expected more than 2 * held_out = 12"),
-        (["--training.lr=1e30"], "lower lr"),
+        (["--out=new.safetensors"], "expected a folder"),
+        (["--body.in-channels=2"], "2 channels in"),
+        (["--resume"], "no run to resume"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(
@@ -84,36 +115,63 @@ def test_what_is_wrong_is_said_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_images(Path("few.npz"))
-    assert main(["--out=new/editor.safetensors", *SMALL, *arguments]) == 2
+    try:
+        status: Any = main(["--out=new", *SMALL, *arguments])
+    except SystemExit as refused:  # by the command line itself
+        status = refused.code
+    assert status == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines()[-1].startswith("error: ")
-    assert message in captured.err
+    assert message in " ".join(re.sub(r"[│╭╮╰╯─]", " ", captured.err).split())
     assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
 
 
-def test_a_file_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "editor.safetensors"
-    out.write_text("precious")
-    assert main([f"--out={out}", *SMALL]) == 2
-    assert "exists, expected a new file; give another name" in capsys.readouterr().err
-    assert out.read_text() == "precious"
+def test_a_folder_that_holds_something_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "editor.safetensors").write_text("precious")
+    assert main([f"--out={tmp_path}", *SMALL]) == 2
+    assert "holds other files, expected a new or empty one" in capsys.readouterr().err
+    assert (tmp_path / "editor.safetensors").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_an_interrupt(
+def test_stopping_and_going_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    arguments = [f"--out={tmp_path / 'run'}", *SMALL]
+    for draw in ("draw_rows", "draw_training"):
+        monkeypatch.setattr(f"editors.training_runs.run.{draw}", lambda *_, **__: None)
+
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scripts.train_editor.train_editor", interrupted)
-    assert main([f"--out={tmp_path / 'editor.safetensors'}", *SMALL]) == 130
-    assert "nothing was written" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("editors.training_runs.data.fit", interrupted)
+        assert main(arguments) == 130
+    going_on = capsys.readouterr().err.strip().splitlines()
+    assert "INRs that are complete are kept" in going_on[-2]
+    command = shlex.split(going_on[-1])
+    assert command == ["python", "scripts/train_editor.py", *arguments, "--resume"]
+    advance = EditorTraining.advance
+
+    def advance_and_stop(self: EditorTraining) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EditorTraining, "advance", advance_and_stop)
+        assert main(command[2:]) == 128 + signal.SIGTERM
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert "stopped by SIGTERM after step 1; everything is saved" in printed[0]
+    assert shlex.split(printed[1]) == command
+    assert main([*command[2:], "--minutes=1e-9"]) == 0
+    assert "stopped by the end of its time after step 2" in capsys.readouterr().out
+    assert main(command[2:]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
 
 
-def test_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    assert main([f"--out={tmp_path / 'a.safetensors'}", *SMALL, "--threads=3", "--edit=nothing"]) == 2
-    assert asked == [3]
+def test_a_run_that_diverges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EditorTraining, "gradient", lambda _: (torch.nan, torch.nan))
+    assert main([f"--out={tmp_path / 'run'}", *SMALL, "--training.give-up-after=2"]) == 3
+    assert "error: the error is nan at step 1, as in 2 steps in a row; lower lr" in capsys.readouterr().err
