@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +73,9 @@ def _compile(graph: torch.fx.GraphModule, example: Sequence[Tensor], backend: st
         # compiled calls of the kernels.
         for node in graph.graph.nodes:
             node.meta.pop("val", None)  # recorded tensor by tensor, which the compiler refuses
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler is imported late, and parts of it are deprecated
+            importlib.import_module("torch._inductor.compile_fx")
         options = {"cpp_wrapper": all(tensor.device.type == "cpu" for tensor in example)}
         compiled: Callable[..., Any] = torch._inductor.compile(graph, [*example], options=options)
         return compiled
