@@ -13,7 +13,7 @@ from torch import Tensor
 from nfn_opt.optim import shell_state
 from nfn_opt.optim.rule import State, UpdateRule
 from nfn_opt.optim.shell_fast import FastStep
-from nfn_opt.optim.shell_fast_chunks import Scratch, Where
+from nfn_opt.optim.shell_fast_chunks import Scratch, Where, filled
 from nfn_opt.optim.shell_fast_linear import LinearStep
 from nfn_opt.optim.shell_parameters import Entry, compute_dtype, not_finite
 from nfn_opt.weight_space import WeightSpace
@@ -242,10 +242,5 @@ def _by_place(found: Sequence[Entry]) -> dict[Where, list[Entry]]:
 
 def _parts(bucket: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Consecutive parameters of at most :data:`TOGETHER` weights, or one that has more."""
-    part: list[Entry] = []
-    for entry in bucket:
-        if part and sum(one.param.numel() for one in (*part, entry)) > TOGETHER:
-            yield part
-            part = []
-        part.append(entry)
-    yield part
+    for places in filled(range(len(bucket)), [entry.param.numel() for entry in bucket], TOGETHER):
+        yield [bucket[i] for i in places]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,27 @@ class Grid:
 
 def _step(size: int, limit: int) -> int:
     return -(-size // -(-size // limit))
+
+
+def filled(order: Sequence[int], numels: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Consecutive tensors of at most ``limit`` weights in all, or one that has more.
+
+    Args:
+        order: Places of the tensors.
+        numels: How many weights each has, by place.
+        limit: Weights.
+
+    Example:
+        >>> list(filled(range(4), [2, 3, 9, 1], 5))
+        [[0, 1], [2], [3]]
+    """
+    part: list[int] = []
+    for place in order:
+        if part and sum(numels[i] for i in (*part, place)) > limit:
+            yield part
+            part = []
+        part.append(place)
+    yield part
 
 
 class Scratch:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nfn_opt.optim.layout import Layout, Segment
 from nfn_opt.optim.rule import UpdateRule
-from nfn_opt.optim.shell_fast_chunks import Scratch, Where, chunk_size
+from nfn_opt.optim.shell_fast_chunks import Scratch, Where, chunk_size, filled
 from nfn_opt.optim.shell_fast_forms import BOUND, LARGEST_FEATURE
 from nfn_opt.optim.shell_fast_spectral import REPLACED, steps_are_bounded
 from nfn_opt.optim.shell_fast_stack import together
@@ -211,24 +211,3 @@ class LinearStep:
             ):
                 d.copy_(self.rule.decayed(d, p.to(d), size))
         return direction.mul_(-steps).unbind()
-
-
-def filled(order: Sequence[int], numels: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Consecutive tensors of at most ``limit`` weights in all, or one that has more.
-
-    Args:
-        order: Places of the tensors.
-        numels: How many weights each has, by place.
-        limit: Weights.
-
-    Example:
-        >>> list(filled(range(4), [2, 3, 9, 1], 5))
-        [[0, 1], [2], [3]]
-    """
-    part: list[int] = []
-    for place in order:
-        if part and sum(numels[i] for i in (*part, place)) > limit:
-            yield part
-            part = []
-        part.append(place)
-    yield part
