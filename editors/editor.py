@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from editors.canonical import Signs, canonicalize
 from editors.edits import find_edit
+from editors.guide import Guide, GuideConfig, Rendering, pull_back, render_for_gradient
 from editors.inr_set import InrSet
 from editors.siren import COORDINATES, Siren, SirenConfig
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
@@ -29,6 +31,23 @@ KIND = "editor"
 
 NETWORKS_PER_CHUNK = 256
 """INRs edited at once outside training."""
+
+STATISTICS_FROM = 256
+"""INRs that the size of gradients is taken from, at most."""
+
+WEIGHTS_ONLY: dict[str, Any] = {
+    "refinements": 1,
+    "guide": GuideConfig(channels=0),
+    "body": EquivariantConfig(
+        hidden_channels=32,
+        fourier_frequencies=16,
+        fourier_scale=0.5,
+        position_bands=3,
+        norm=True,
+        out_scale=0.1,
+    ),
+}
+"""Options of an :class:`EditorConfig` that make the best editor that reads weights and renders nothing."""
 
 HUB_FILE = "editor.safetensors"
 """Name of the file in a repository of the Hugging Face hub."""
@@ -48,11 +67,16 @@ class EditorConfig:
         symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
         canonical: Whether the functional sees each INR in the representative of its signs and phases
             (:func:`~editors.canonical.canonicalize`); the edit of an INR in another is then the same edit.
-        body: The functional; it has one channel in and one out.
+        refinements: How often the INR is changed; each time by a functional and a guide of their own, which are given
+            the INR as it was left.
+        guide: What looks at the picture that the INR shows. Without one (`WEIGHTS_ONLY`), the weights are all that is
+            read.
+        body: The functional of each refinement; it has one channel in, the weights, and one out. The guide's gradient
+            is one more channel in.
 
     Raises:
-        ValueError: If the image size is not two positive numbers, the functional has other channels, or the parameters
-            of a named edit are wrong.
+        ValueError: If the image size is not two positive numbers, there are no refinements, the functional has other
+            channels, or the parameters of a named edit are wrong.
     """
 
     siren: SirenConfig
@@ -60,21 +84,23 @@ class EditorConfig:
     image_size: tuple[int, int]
     symmetry: Symmetry = "all"
     canonical: bool = True
-    body: EquivariantConfig = dataclasses.field(
-        default_factory=lambda: EquivariantConfig(
-            hidden_channels=32,
-            fourier_frequencies=16,
-            fourier_scale=0.5,
-            position_bands=3,
-            norm=True,
-            out_scale=0.1,
-        )
+    refinements: int = 3
+    guide: GuideConfig = GuideConfig()
+    body: EquivariantConfig = EquivariantConfig(
+        hidden_channels=8,
+        hidden_layers=2,
+        fourier_frequencies=0,
+        position_bands=3,
+        norm=True,
+        out_scale=0.1,
     )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edit", str(find_edit(self.edit) or self.edit))
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}, expected (height, width), both at least 1")
+        if self.refinements < 1:
+            raise ValueError(f"refinements is {self.refinements}, expected at least 1")
         channels = (self.body.in_channels, self.body.out_channels)
         if channels != (1, 1):
             raise ValueError(
@@ -84,8 +110,10 @@ class EditorConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
         """Rebuild a configuration from ``dataclasses.asdict``, as stored in an editor's file."""
-        fields = {"canonical": False, **values}  # files of the time before there was a choice
+        # Files of the time before there was a choice have none of these.
+        fields = {"canonical": False, "refinements": 1, "guide": {"channels": 0}, **values}
         fields["siren"] = SirenConfig(**fields["siren"])
+        fields["guide"] = GuideConfig(**fields["guide"])
         fields["body"] = EquivariantConfig(**fields["body"])
         fields["image_size"] = tuple(fields["image_size"])
         return cls(**fields)
@@ -97,12 +125,17 @@ class Editor(
     library_name="nfn-opt",
     tags=["implicit-neural-representations", "weight-space"],
 ):
-    r"""A learned edit of INRs: :math:`W' = W + s \cdot \sigma \odot f((W - \mu) / \sigma)`.
+    r"""A learned edit of INRs: :math:`W' = W + s (W_R - W)` with :math:`R` refinements from :math:`W_0 = W`,
 
-    :math:`f` is equivariant to permuting the hidden neurons of the INR, so the edit of a permuted INR is the
+    .. math::
+        W_r = W_{r-1} + \sigma \odot f_r\!\left(\frac{W_{r-1} - \mu}{\sigma}, \frac{\sigma \odot g_r(W_{r-1}, W)}{c}\right).
+
+    :math:`f_r` are equivariant to permuting the hidden neurons of the INR, so the edit of a permuted INR is the
     permuted edit; unless the configuration says otherwise, the same holds for the signs and phases of its sines.
     :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs that the editor was
-    trained on, :math:`s` is the strength (Sec. 4.3 of arXiv:2302.14040).
+    trained on, :math:`s` is the strength. With one :math:`f` of the weights alone this is the editor of Sec. 4.3 of
+    arXiv:2302.14040. :math:`g_r` is the gradient of a guide (:mod:`editors.guide`), which renders the INR as it is
+    and never sees an edited picture; :math:`c` are the sizes of such gradients over the INRs of the training.
 
     ``save_pretrained(folder)``, ``push_to_hub(repository)`` and ``from_pretrained(folder or repository)`` are those of
     :class:`huggingface_hub.ModelHubMixin`. Only the latter two may need a network; ``from_pretrained(repository,
@@ -123,6 +156,7 @@ class Editor(
 
     mean: Tensor
     std: Tensor
+    gradient_size: Tensor
 
     def __init__(self, config: EditorConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -132,12 +166,23 @@ class Editor(
             Siren(config.siren), torch.zeros(2, COORDINATES), symmetry=config.symmetry
         )
         generator = generator or torch.Generator().manual_seed(0)
-        self.body = EquivariantFunctional(self.space, config.body, generator=generator)
+        guided = config.guide.channels > 0
+        body = dataclasses.replace(config.body, in_channels=config.body.in_channels + guided)
+        self.bodies, self.guides = nn.ModuleList(), nn.ModuleList()
+        for _ in range(config.refinements):
+            self.bodies.append(EquivariantFunctional(self.space, body, generator=generator))
+            if guided:
+                self.guides.append(
+                    Guide(config.guide, config.siren, config.image_size, generator=generator)
+                )
         self.register_buffer("mean", torch.zeros(len(self.space.names)))
         self.register_buffer("std", torch.ones(len(self.space.names)))
+        if guided:
+            self.register_buffer("gradient_size", torch.ones(len(self.space.names)))
 
+    @torch.no_grad()
     def standardize(self, inrs: InrSet) -> None:
-        """Take the mean and standard deviation of each parameter tensor from a training set of INRs."""
+        """Take the sizes of weights, and of their gradients, from a training set of INRs."""
         self.check(inrs)
         params, _ = self._seen(inrs.params)
         for i, name in enumerate(self.space.names):
@@ -145,6 +190,12 @@ class Editor(
             # A single value has no deviation: the last bias of one gray INR.
             spread = values.std(correction=min(1, values.numel() - 1)).clamp_min(1e-6)
             self.mean[i], self.std[i] = values.mean(), spread
+        if len(self.guides):
+            some = {name: value[:STATISTICS_FROM] for name, value in params.items()}
+            rendering = self._rendering(some)
+            gradient = pull_back(some, rendering, self.guides[0](rendering.values, rendering.values))
+            for i, name in enumerate(self.space.names):
+                self.gradient_size[i] = (self.std[i] * gradient[name]).square().mean().sqrt().clamp_min(1e-6)
 
     def change(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The change of the weights at strength 1, differentiable.
@@ -155,11 +206,31 @@ class Editor(
         Returns:
             ``{name: (B, *shape)}``.
         """
-        names = self.space.names
-        params, signs = self._seen(params)
-        standard = {name: (params[name] - self.mean[i]) / self.std[i] for i, name in enumerate(names)}
-        raw = self.space.from_features(self.body(self.space.as_features(standard)))
-        return signs.apply({name: raw[name] * self.std[i] for i, name in enumerate(names)})
+        start, signs = self._seen(params)
+        now, before = dict(start), None
+        for step, body in enumerate(self.bodies):
+            channels = [{name: (now[name] - mean) / std for name, mean, std, _ in self._sizes()}]
+            if len(self.guides):
+                rendering = self._rendering(now)
+                before = rendering.values if before is None else before
+                gradient = pull_back(now, rendering, self.guides[step](rendering.values, before))
+                channels.append({name: gradient[name] * (std / size) for name, _, std, size in self._sizes()})
+            raw = self.space.from_features(body(self.space.as_features(*channels)))
+            now = {name: torch.addcmul(now[name], raw[name], std) for name, _, std, _ in self._sizes()}
+        return signs.apply({name: now[name] - start[name] for name in self.space.names})
+
+    def _rendering(self, params: Mapping[str, Tensor]) -> Rendering:
+        return render_for_gradient(params, self.guides[0].coords, self.config.siren)
+
+    def _sizes(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Of each parameter its name, mean, deviation, and size of the gradients."""
+        return zip(
+            self.space.names,
+            self.mean,
+            self.std,
+            self.gradient_size if len(self.guides) else self.std,
+            strict=True,
+        )
 
     def _seen(self, params: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Signs]:
         """The weights as the functional sees them, and the signs that bring their change back."""
@@ -233,6 +304,7 @@ class Editor(
             editor = cls(EditorConfig.from_dict(metadata["config"]))
             if editor.space.fingerprint != metadata["space"]:
                 raise ValueError("its weight space is not the one that this version finds for its INRs")
+            tensors = {re.sub(r"^body\.", "bodies.0.", name): value for name, value in tensors.items()}
             editor.to(tensors["mean"].dtype).load_state_dict(tensors)
             editor.metadata = dict(metadata["training"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from editors.editor import EditorConfig
+from editors.guide import GuideConfig
 from editors.siren import SirenConfig
 from editors.training_config import TrainEditorConfig
 from nfn_opt.functionals import EquivariantConfig
@@ -66,6 +67,8 @@ class EditorRunConfig:
         fitting: Architecture and fitting of the INRs, unless they come from a file.
         symmetry: "all" or "hidden", the symmetry that the editor is built for.
         canonical: Whether the editor sees each INR in one representative of its signs and phases.
+        refinements: How often the editor changes the INR, each time seeing what it has become.
+        guide: What looks at the picture that the INR shows; guide.channels=0 makes an editor that reads weights only.
         body: The editor's functional.
         training: Steps, batch size, learning rate, validations.
         seed: Seed of the choice of images, of the INRs and of the editor's initial weights.
@@ -88,6 +91,8 @@ class EditorRunConfig:
     fitting: FittingConfig = dataclasses.field(default_factory=FittingConfig)
     symmetry: Symmetry = _DEFAULT.symmetry
     canonical: bool = _DEFAULT.canonical
+    refinements: int = _DEFAULT.refinements
+    guide: GuideConfig = _DEFAULT.guide
     body: EquivariantConfig = dataclasses.field(default_factory=lambda: _DEFAULT.body)
     training: TrainEditorConfig = dataclasses.field(
         default_factory=lambda: TrainEditorConfig(steps=2000, give_up_after=20)
@@ -143,6 +148,8 @@ class EditorRunConfig:
             image_size=image_size,
             symmetry=self.symmetry,
             canonical=self.canonical,
+            refinements=self.refinements,
+            guide=self.guide,
             body=self.body,
         )
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from editors import Editor, EditorConfig, InrSet, Siren, SirenConfig, pretrained_editors
 from editors.canonical import canonicalize
-from editors.editor import describe
+from editors.guide import GuideConfig
+from editors.editor import WEIGHTS_ONLY, describe
 from editors.siren import coordinates, initial_parameters, siren_apply
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.functionals import EquivariantConfig
@@ -36,8 +37,11 @@ def make_inrs(siren: SirenConfig = SIREN, count: int = 3) -> InrSet:
     return InrSet(params, siren, torch.full((count,), 40.0), (4, 4), labels=torch.arange(count))
 
 
-def make_editor(siren: SirenConfig = SIREN, symmetry: Symmetry = "all", edit: str = "dilate") -> Editor:
-    config = EditorConfig(siren=siren, edit=edit, image_size=(4, 4), symmetry=symmetry, body=BODY)
+def make_editor(
+    siren: SirenConfig = SIREN, symmetry: Symmetry = "all", edit: str = "dilate", **options: Any
+) -> Editor:
+    options = {"body": BODY, **options}
+    config = EditorConfig(siren=siren, edit=edit, image_size=(4, 4), symmetry=symmetry, **options)
     editor = Editor(config, generator=torch.Generator().manual_seed(7))
     editor.standardize(make_inrs(siren, 4))
     return editor
@@ -70,19 +74,24 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     )
 
 
-def random_siren(generator: torch.Generator) -> SirenConfig:
+def random_siren(generator: torch.Generator, deepest: int) -> SirenConfig:
     width, depth, channels = (
-        int(torch.randint(low, high, (), generator=generator)) for low, high in ((1, 18), (1, 6), (1, 4))
+        int(torch.randint(low, high, (), generator=generator))
+        for low, high in ((1, 18), (1, deepest + 1), (1, 4))
     )
     return SirenConfig(hidden_width=width, hidden_layers=depth, out_channels=channels)
 
 
+# Each refinement renders the INR, whose sines of 30 times their argument enlarge roundings layer by layer.
+@pytest.mark.parametrize(("options", "deepest"), [({"guide": GuideConfig(channels=0)}, 5), ({}, 2)])
 @pytest.mark.parametrize("symmetry", ["all", "hidden"])
 @pytest.mark.parametrize("seed", range(4))
-def test_the_edit_of_a_permuted_inr_is_the_permuted_edit(symmetry: Symmetry, seed: int) -> None:
+def test_the_edit_of_a_permuted_inr_is_the_permuted_edit(
+    options: dict[str, Any], deepest: int, symmetry: Symmetry, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    siren = random_siren(generator)
-    editor = make_editor(siren, symmetry).double()
+    siren = random_siren(generator, deepest)
+    editor = make_editor(siren, symmetry, **options).double()
     params = {name: value.double() for name, value in initial_parameters(siren, 2, generator).items()}
     # Of the symmetry "all", only hidden neurons: the position encoding tells inputs and outputs apart.
     hidden = WeightSpace.from_module(Siren(siren), torch.zeros(2, 2))
@@ -97,6 +106,21 @@ def test_the_edit_of_a_permuted_inr_is_the_permuted_edit(symmetry: Symmetry, see
         rtol=1e-9,
         atol=1e-10,
     )
+
+
+@pytest.mark.parametrize("options", [{}, WEIGHTS_ONLY], ids=["default", "weights only"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_papers_architecture_is_edited_equivariantly(options: dict[str, Any], channels: int) -> None:
+    siren, generator = SirenConfig(out_channels=channels), torch.Generator().manual_seed(0)
+    editor = Editor(EditorConfig(siren=siren, edit="dilate", image_size=(9, 8), **options)).double()
+    params = {name: value.double() for name, value in initial_parameters(siren, 2, generator).items()}
+    editor.standardize(InrSet(params, siren, torch.full((2,), 40.0), (9, 8)))
+    permutation = editor.space.random_permutation(generator)
+    hidden = {name: index for name, index in permutation.indices.items() if len(index) == siren.hidden_width}
+    space = WeightSpace.from_module(Siren(siren), torch.zeros(2, 2))
+    permuted = permute_each(space, params, Permutation(hidden))
+    expected = permute_each(space, editor.change(params), Permutation(hidden))
+    assert distance(editor.change(permuted), expected) < 1e-10
 
 
 @pytest.mark.parametrize("symmetry", ["all", "hidden"])

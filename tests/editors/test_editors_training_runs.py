@@ -153,7 +153,7 @@ def test_what_a_run_writes(tmp_path: Path, images: Path) -> None:
     ("changes", "step"),
     [
         ({}, 3),
-        ({"training": dataclasses.replace(TRAINING, schedule="constant", patience=2, lr=0.3)}, 2),
+        ({"training": dataclasses.replace(TRAINING, schedule="constant", patience=2, lr=0.1)}, 2),
         ({"gray": False, "symmetry": "hidden", "canonical": False}, 4),
     ],
     ids=["between validations", "patience", "colour"],
