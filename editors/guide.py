@@ -14,9 +14,9 @@ coordinates as features: arXiv:2507.01649, there one channel for each point.)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from editors.siren import COORDINATES, SirenConfig, coordinates
 
 __all__ = ["Guide", "GuideConfig", "Rendering", "pull_back", "render_for_gradient"]
-
-Layer = TypeVar("Layer", bound=nn.Module)
 
 KERNEL = 3
 """Sides of the convolutions."""
@@ -119,8 +117,8 @@ def pull_back(params: Mapping[str, Tensor], rendering: Rendering, change: Tensor
 class Guide(nn.Module):
     """A small convolutional network from what an INR shows to how that might change.
 
-    It is given the picture as it is, the picture before any change, and the coordinates. The convolutions between
-    the first and the last are dilated by 2, 4, ... pixels, and behind each but the last every pixel hears the mean.
+    It is given the picture as it is, the picture before any change, and the coordinates. Behind each convolution
+    but the last every pixel also hears the mean of all (not at initialisation).
 
     Args:
         config: Sizes.
@@ -151,10 +149,9 @@ class Guide(nn.Module):
             siren.out_channels,
         ]
         self.convolutions = nn.ModuleList(
-            _convolution(into, out, reach, generator)
-            for into, out, reach in zip(widths[:-1], widths[1:], _reaches(config.layers), strict=True)
+            _convolution(into, out, generator) for into, out in itertools.pairwise(widths)
         )
-        self.contexts = nn.ModuleList(_linear(width, width, generator) for width in widths[1:-1])
+        self.contexts = nn.ModuleList(_silent(width) for width in widths[1:-1])
 
     def forward(self, now: Tensor, before: Tensor) -> Tensor:
         """See the class."""
@@ -166,25 +163,21 @@ class Guide(nn.Module):
         return self.convolutions[-1](hidden).flatten(2)
 
 
-def _reaches(layers: int) -> list[int]:
-    """How far each convolution reaches: fine details are read first and written last."""
-    return [1 if i in (0, layers - 1) else 2**i for i in range(layers)]
-
-
-def _convolution(into: int, out: int, reach: int, generator: torch.Generator | None) -> nn.Conv2d:
-    """A convolution that keeps the size of pictures."""
-    convolution = nn.utils.skip_init(nn.Conv2d, into, out, KERNEL, padding=reach, dilation=reach)
-    return _drawn(convolution, into * KERNEL**2, generator)
-
-
-def _linear(into: int, out: int, generator: torch.Generator | None) -> nn.Linear:
-    return _drawn(nn.utils.skip_init(nn.Linear, into, out), into, generator)
-
-
-def _drawn(layer: Layer, fan_in: int, generator: torch.Generator | None) -> Layer:
-    """The layer with PyTorch's initial distribution, from a generator of our own."""
-    bound = 1 / math.sqrt(fan_in)
+def _convolution(into: int, out: int, generator: torch.Generator | None) -> nn.Conv2d:
+    """A convolution that keeps the size, with PyTorch's initial distribution from a generator of our own."""
+    convolution = nn.utils.skip_init(
+        nn.Conv2d, into, out, KERNEL, padding=KERNEL // 2, padding_mode="replicate"
+    )
+    bound = 1 / math.sqrt(into * KERNEL**2)
     with torch.no_grad():
-        for parameter in layer.parameters():
+        for parameter in convolution.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
-    return layer
+    return convolution
+
+
+def _silent(width: int) -> nn.Linear:
+    """A linear layer that gives zeros until it is trained."""
+    linear = nn.utils.skip_init(nn.Linear, width, width)
+    for parameter in linear.parameters():
+        nn.init.zeros_(parameter)
+    return linear
