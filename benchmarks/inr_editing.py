@@ -8,25 +8,26 @@ of held-out images. The reference is the NP editor of the ``nfn`` package as its
 Fourier features of 128 frequencies at scale 3, sinusoidal position encoding, three hidden layers of 128, Adam at 1e-3
 after a linear warm-up of 1,000 steps, batches of 32. The default editor is trained twice, for as many steps and for
 as many seconds as the reference, each in turn on the machine; the other bodies for as many steps. Seconds
-are those of training steps. Refit goes on optimising each INR on the edited image itself, which an editor never sees.
+are those of training steps. Editors that read weights only are reported apart from those that render the INR (no
+editor sees the edited image). Refit goes on optimising each INR on the edited image itself.
+
+Comparison and ablation can be run one by one: ``--body-seeds 0`` leaves out the bodies, ``--seeds 0`` the reference.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from benchmarks.inr_editing_bodies import DEFAULT, Params, Reference, bodies
+from benchmarks.inr_editing_report import Trained, draw, table
 from editors import (
     Editor,
     EditorConfig,
@@ -43,19 +44,7 @@ from editors import (
 )
 from editors.stacked import fit_chunk
 from nfn_opt.data import load_images
-from nfn_opt.functionals import EquivariantConfig
 from nfn_opt.meta.run_folder import environment, write_json
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # the package uses names that newer libraries have deprecated
-    from nfn.common import WeightSpaceFeatures, network_spec_from_wsfeat
-    from nfn.layers import (
-        GaussianFourierFeatureTransform,
-        IOSinusoidalEncoding,
-        LearnedScale,
-        NPLinear,
-        TupleOp,
-    )
 
 PARTS = ("train", "validation", "test")
 SOURCES = {"dilate": "mnist_784", "contrast": "CIFAR_10"}
@@ -64,8 +53,6 @@ SOURCES = {"dilate": "mnist_784", "contrast": "CIFAR_10"}
 REFITS = (1, 2, 5, 10, 20, 50, 100)
 CHUNK = 100
 """INRs that are edited, rendered or refitted at once."""
-
-Params = Mapping[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +63,9 @@ class Protocol:
         counts: INRs for training, for choosing the weights that are kept, and for the error.
         steps: Training steps.
         batch_size: INRs a step.
-        seeds: Trainings of each editor.
+        seeds: Trainings of the reference, and of the default for as many steps.
+        timed_seeds: Trainings of the default for as many seconds, at most `seeds`.
+        body_seeds: Trainings of each body.
         warmup: Steps of the reference's warm-up.
     """
 
@@ -84,10 +73,12 @@ class Protocol:
     steps: int = 1000
     batch_size: int = 32
     seeds: int = 3
+    timed_seeds: int = 3
+    body_seeds: int = 1
     warmup: int = 1000
 
 
-QUICK = Protocol(counts=(200, 50, 50), steps=20, seeds=1, warmup=20)
+QUICK = Protocol(counts=(200, 50, 50), steps=20, seeds=1, timed_seeds=1, warmup=20)
 FULL = Protocol(counts=(45_000, 5_000, 10_000), steps=50_000)
 
 
@@ -107,16 +98,6 @@ class Problem:
                 found = render(inrs, edit(some.params))
                 total += (found - wanted[start : start + CHUNK]).square().mean().item() * len(some)
         return total / len(inrs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """One training: seconds of its steps, and the error on the test INRs."""
-
-    error: float
-    seconds: float
-    steps: int
-    parameters: int
 
 
 def render(inrs: InrSet, params: Params) -> Tensor:
@@ -142,91 +123,6 @@ def make_problem(edit: str, images: str, counts: Sequence[int], folder: Path) ->
         inrs[part] = InrSet.load(path)
         targets[part] = (2 * get_edit(edit)(some.images) - 1).flatten(1, 2)
     return Problem(inrs, targets)
-
-
-class Reference(nn.Module):
-    """The NP editor of the ``nfn`` package.
-
-    Args:
-        inrs: Some of the INRs.
-    """
-
-    def __init__(self, inrs: InrSet) -> None:
-        super().__init__()
-        self.layers = inrs.config.hidden_layers + 1
-        spec = network_spec_from_wsfeat(self._features(inrs[:1].params), set_all_dims=True)
-        fourier, position = GaussianFourierFeatureTransform(spec, 1, 128, scale=3), IOSinusoidalEncoding(spec)
-        sizes = [position.num_out_chan(fourier.out_channels), 128, 128, 128]
-        hidden: list[nn.Module] = []
-        for into, out in itertools.pairwise(sizes):
-            hidden += [NPLinear(spec, into, out), TupleOp(nn.ReLU())]
-        self.network = nn.Sequential(
-            fourier, position, *hidden, NPLinear(spec, 128, 1), LearnedScale(spec, 0.01)
-        )
-
-    def edit_params(self, params: Params) -> dict[str, Tensor]:
-        """The edited weights."""
-        change, edited = self.network(self._features(params)), {}
-        for i in range(self.layers):
-            for kind, values in (("weight", change.weights[i]), ("bias", change.biases[i])):
-                edited[f"layers.{i}.{kind}"] = params[f"layers.{i}.{kind}"] + values.squeeze(1)
-        return edited
-
-    def _features(self, params: Params) -> Any:
-        return WeightSpaceFeatures(
-            *(
-                [params[f"layers.{i}.{kind}"].unsqueeze(1) for i in range(self.layers)]
-                for kind in ("weight", "bias")
-            )
-        )
-
-
-class FlatEditor(Editor):
-    """An MLP on all weights in a row, which knows no symmetry: the baseline of arXiv:2302.14040 (App. C.2)."""
-
-    def __init__(self, config: EditorConfig, *, generator: torch.Generator | None = None) -> None:
-        super().__init__(config, generator=generator)
-        numel = sum(spec.numel for spec in self.space.parameters)
-        sizes = (numel, 1000, 1000, 1000)
-        layers: list[nn.Module] = []
-        for into, out in itertools.pairwise(sizes):
-            layers += [nn.Linear(into, out), nn.ReLU()]
-        self.body = Flat(nn.Sequential(*layers, nn.Linear(1000, numel)))  # type: ignore[assignment]
-
-
-class Flat(nn.Module):
-    """Weight features of one channel through a network of vectors."""
-
-    def __init__(self, network: nn.Module, scale: float = 0.01) -> None:
-        super().__init__()
-        self.network, self.scale = network, nn.Parameter(torch.tensor(scale))
-
-    def forward(self, features: Params) -> dict[str, Tensor]:
-        """See :class:`~nfn_opt.functionals.EquivariantFunctional`."""
-        flat = torch.cat([value.flatten(1) for value in features.values()], 1)
-        parts = (self.scale * self.network(flat)).split([value[0].numel() for value in features.values()], 1)
-        return {
-            name: part.view_as(value) for (name, value), part in zip(features.items(), parts, strict=True)
-        }
-
-
-def bodies(config: EditorConfig) -> dict[str, Callable[[torch.Generator], Editor]]:
-    """Editors beside the default one, each differing in one thing."""
-
-    def of(**options: Any) -> Callable[[torch.Generator], Editor]:
-        return lambda generator: Editor(dataclasses.replace(config, **options), generator=generator)
-
-    def body(**options: Any) -> EquivariantConfig:
-        return dataclasses.replace(config.body, **options)
-
-    return {
-        "signs and phases as fitted": of(canonical=False),
-        "no Fourier features": of(body=body(fourier_frequencies=0)),
-        "HNP": of(symmetry="hidden"),
-        "NF-Transformer": of(body=body(mixing="attention", norm=False, residual=False)),
-        "pointwise": of(body=body(mixing="pointwise")),
-        "flat MLP": lambda generator: FlatEditor(config, generator=generator),
-    }
 
 
 def train_ours(
@@ -297,60 +193,29 @@ def milliseconds(editor: Editor, problem: Problem, repeats: int = 5) -> float:
     return 1e3 * statistics.median(times[1:]) / len(inrs)
 
 
-def table(found: Mapping[str, Sequence[Trained]], no_edit: float) -> str:
-    """Rows of a Markdown table: mean and standard deviation over seeds."""
-    lines = [
-        "| editor | parameters | steps | seconds | held-out error | share of no edit |",
-        "|---|---|---|---|---|---|",
-        f"| no edit | | | | {no_edit:.4f} | 1 |",
-    ]
-    for name, some in found.items():
-        errors = [one.error for one in some]
-        spread = f" ± {statistics.stdev(errors):.4f}" if len(errors) > 1 else ""
-        mean, seconds = statistics.mean(errors), statistics.mean(one.seconds for one in some)
-        lines.append(
-            f"| {name} | {some[0].parameters:,} | {some[0].steps:,} | {seconds:.0f} | {mean:.4f}{spread} | "
-            f"{mean / no_edit:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
+def recipe(protocol: Protocol, steps: int, seed: int) -> TrainEditorConfig:
+    """How editors of this package are trained."""
+    return TrainEditorConfig(steps=steps, batch_size=protocol.batch_size, seed=seed, validate_every=steps)
 
 
-def draw(
-    path: Path,
-    found: Mapping[str, Sequence[Trained]],
-    refitted: Mapping[int, tuple[float, float]],
-    no_edit: float,
-    edit_ms: float,
-) -> None:
-    """Errors of all editors, and the editor's beside refitting, against the time for each INR."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    names = list(found)
-    means = [statistics.mean(one.error for one in found[name]) / no_edit for name in names]
-    left.barh(names[::-1], means[::-1], color=["C0" if "default" in name else "C7" for name in names[::-1]])
-    for place, mean in enumerate(means[::-1]):
-        left.text(mean, place, f" {mean:.3f}", va="center", fontsize=8)
-    left.set(xlabel="held-out error, share of no edit", title="Editors")
-    left.set_xlim(0, max(1.0, *means) * 1.12)
-    times = [ms for _, ms in refitted.values()]
-    right.loglog(
-        times, [error for error, _ in refitted.values()], "o-", color="C7", label="refit on the edited image"
-    )
-    for (error, ms), steps in zip(refitted.values(), refitted, strict=True):
-        right.annotate(f"{steps}", (ms, error), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    default = next(name for name in names if "default" in name and "seconds" in name)
-    right.plot(
-        edit_ms, statistics.mean(one.error for one in found[default]), "*", ms=14, label="default editor"
-    )
-    right.axhline(no_edit, color="k", ls=":", lw=1, label="no edit")
-    right.set(
-        xlabel="ms for one INR, in batches",
-        ylabel="held-out error",
-        title="One edit beside refitting (numbers: steps)",
-    )
-    right.legend(fontsize=8)
-    right.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+def compare(
+    problem: Problem, config: EditorConfig, protocol: Protocol, report: Callable[[str, Trained], None]
+) -> Editor | None:
+    """Train the reference and the default editor in turn; the default editor trained last."""
+    editor, default = None, bodies(config)[DEFAULT]
+    for seed in range(protocol.seeds):
+        reference = train_reference(problem, seed, protocol)
+        report("nfn NP", reference)
+        same, editor = train_ours(default, problem, seed, recipe(protocol, protocol.steps, seed))
+        report("default, same steps", same)
+        if seed < protocol.timed_seeds:
+            steps = max(1, int(protocol.steps * reference.seconds / same.seconds))
+            longer, editor = train_ours(default, problem, seed, recipe(protocol, steps, seed))
+            report("default, same seconds", longer)
+    if protocol.seeds:
+        quicker = dataclasses.replace(protocol, warmup=protocol.warmup // 10)
+        report(f"nfn NP, warm-up of {quicker.warmup} steps", train_reference(problem, 0, quicker))
+    return editor
 
 
 def run(options: argparse.Namespace, protocol: Protocol) -> None:
@@ -365,12 +230,6 @@ def run(options: argparse.Namespace, protocol: Protocol) -> None:
     no_edit = no_edit_error(test, images)
     config = EditorConfig(siren=test.config, edit=options.edit, image_size=shape)
 
-    def default(generator: torch.Generator) -> Editor:
-        return Editor(config, generator=generator)
-
-    def recipe(steps: int, seed: int) -> TrainEditorConfig:
-        return TrainEditorConfig(steps=steps, batch_size=protocol.batch_size, seed=seed, validate_every=steps)
-
     found: dict[str, list[Trained]] = {}
 
     def report(name: str, one: Trained) -> None:
@@ -381,17 +240,14 @@ def run(options: argparse.Namespace, protocol: Protocol) -> None:
             flush=True,
         )
 
-    for seed in range(protocol.seeds):
-        reference = train_reference(problem, seed, protocol)
-        report("nfn NP", reference)
-        same, editor = train_ours(default, problem, seed, recipe(protocol.steps, seed))
-        report("default, same steps", same)
-        steps = max(1, int(protocol.steps * reference.seconds / same.seconds))
-        longer, editor = train_ours(default, problem, seed, recipe(steps, seed))
-        report("default, same seconds", longer)
+    editor = compare(problem, config, protocol, report)
     for name, make in bodies(config).items():
-        for seed in range(options.body_seeds):
-            report(name, train_ours(make, problem, seed, recipe(protocol.steps, seed))[0])
+        for seed in range(protocol.body_seeds):
+            one, trained = train_ours(make, problem, seed, recipe(protocol, protocol.steps, seed))
+            report(name, one)
+            editor = editor or trained  # the first body is the default
+    if editor is None:
+        raise ValueError("seeds and body_seeds are 0, expected one of them to be at least 1")
     refitted, edit_ms = refits(problem), milliseconds(editor, problem)
     lines = [
         table(found, no_edit),
@@ -440,13 +296,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size.add_argument("--full", action="store_true", help="the papers' protocol: 60,000 INRs, 50,000 steps")
     parser.add_argument("--steps", type=int, help="training steps, in place of the protocol's")
     parser.add_argument("--seeds", type=int, help="trainings of reference and default, likewise")
-    parser.add_argument("--body-seeds", type=int, default=1, help="trainings of each other body")
+    parser.add_argument("--timed-seeds", type=int, help="trainings for as many seconds, likewise")
+    parser.add_argument("--body-seeds", type=int, help="trainings of each body, likewise")
+    parser.add_argument("--threads", type=int, help="CPU threads; PyTorch's choice if not given")
     parser.add_argument("--out", type=Path, default=Path("runs/inr_editing"), help="folder to write to")
     options = parser.parse_args(arguments)
     protocol = QUICK if options.quick else FULL if options.full else Protocol()
-    given = {
-        name: getattr(options, name) for name in ("steps", "seeds") if getattr(options, name) is not None
-    }
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    names = ("steps", "seeds", "timed_seeds", "body_seeds")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     run(options, dataclasses.replace(protocol, **given))
 
 

@@ -172,9 +172,7 @@ class Editor(
         for _ in range(config.refinements):
             self.bodies.append(EquivariantFunctional(self.space, body, generator=generator))
             if guided:
-                self.guides.append(
-                    Guide(config.guide, config.siren, config.image_size, generator=generator)
-                )
+                self.guides.append(Guide(config.guide, config.siren, config.image_size, generator=generator))
         self.register_buffer("mean", torch.zeros(len(self.space.names)))
         self.register_buffer("std", torch.ones(len(self.space.names)))
         if guided:
@@ -220,7 +218,8 @@ class Editor(
         return signs.apply({name: now[name] - start[name] for name in self.space.names})
 
     def _rendering(self, params: Mapping[str, Tensor]) -> Rendering:
-        return render_for_gradient(params, self.guides[0].coords, self.config.siren)
+        coords = self.guides[0].get_buffer("coords")
+        return render_for_gradient(params, coords, self.config.siren)
 
     def _sizes(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """Of each parameter its name, mean, deviation, and size of the gradients."""
