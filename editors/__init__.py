@@ -13,6 +13,7 @@ from editors.errors import editing_error, editing_errors, editing_scores, no_edi
 from editors.fit_files import fit_to_file
 from editors.fit_options import FitOptions
 from editors.fitting import fit
+from editors.guide import Guide, GuideConfig
 from editors.inr_set import InrSet
 from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength_sweep
 from editors.pictures import draw_rows
@@ -46,6 +47,8 @@ __all__ = [
     # edits of weights
     "Editor",
     "EditorConfig",
+    "Guide",
+    "GuideConfig",
     "PictureEdit",
     "TiledPicture",
     "TrainEditorConfig",

@@ -85,14 +85,16 @@ class EditorConfig:
     symmetry: Symmetry = "all"
     canonical: bool = True
     refinements: int = 3
-    guide: GuideConfig = GuideConfig()
-    body: EquivariantConfig = EquivariantConfig(
-        hidden_channels=8,
-        hidden_layers=2,
-        fourier_frequencies=0,
-        position_bands=3,
-        norm=True,
-        out_scale=0.1,
+    guide: GuideConfig = dataclasses.field(default_factory=GuideConfig)
+    body: EquivariantConfig = dataclasses.field(
+        default_factory=lambda: EquivariantConfig(
+            hidden_channels=8,
+            hidden_layers=2,
+            fourier_frequencies=0,
+            position_bands=3,
+            norm=True,
+            out_scale=0.1,
+        )
     )
 
     def __post_init__(self) -> None:
@@ -125,15 +127,18 @@ class Editor(
     library_name="nfn-opt",
     tags=["implicit-neural-representations", "weight-space"],
 ):
-    r"""A learned edit of INRs: :math:`W' = W + s (W_R - W)` with :math:`R` refinements from :math:`W_0 = W`,
+    r"""A learned edit of the weights of INRs, in a few refinements.
+
+    From :math:`W_0 = W`, with :math:`R` refinements and the strength :math:`s`,
 
     .. math::
-        W_r = W_{r-1} + \sigma \odot f_r\!\left(\frac{W_{r-1} - \mu}{\sigma}, \frac{\sigma \odot g_r(W_{r-1}, W)}{c}\right).
+        W_r = W_{r-1} + \sigma \odot f_r\!\left(\frac{W_{r-1} - \mu}{\sigma},
+        \frac{\sigma \odot g_r(W_{r-1}, W)}{c}\right), \qquad W' = W + s (W_R - W).
 
     :math:`f_r` are equivariant to permuting the hidden neurons of the INR, so the edit of a permuted INR is the
     permuted edit; unless the configuration says otherwise, the same holds for the signs and phases of its sines.
     :math:`\mu, \sigma` are the mean and standard deviation of each parameter tensor over the INRs that the editor was
-    trained on, :math:`s` is the strength. With one :math:`f` of the weights alone this is the editor of Sec. 4.3 of
+    trained on. With one :math:`f` of the weights alone this is the editor of Sec. 4.3 of
     arXiv:2302.14040. :math:`g_r` is the gradient of a guide (:mod:`editors.guide`), which renders the INR as it is
     and never sees an edited picture; :math:`c` are the sizes of such gradients over the INRs of the training.
 

@@ -1,7 +1,7 @@
 r"""Guides: networks that look at what an INR shows and say, through its gradient, how its weights might follow.
 
-For an INR :math:`f_W` and points :math:`x` of a grid, a guide makes of the picture :math:`f_W(x)` a change of the picture
-:math:`u(x)`, and pulls it back to the weights by the INR's Jacobian,
+For an INR :math:`f_W` and points :math:`x` of a grid, a guide makes of the picture :math:`f_W(x)` a change of the
+picture :math:`u(x)`, and pulls it back to the weights by the INR's Jacobian,
 
 .. math::
     g = \sum_x u(x)^\top \, \partial f_W(x) / \partial W.
