@@ -7,7 +7,7 @@ pictures = edited.render()
 """
 
 from editors.canonical import Signs, canonicalize
-from editors.editor import Editor, EditorConfig, pretrained_editors
+from editors.editor import Editor, EditorConfig
 from editors.edits import EDITS, Edit, find_edit, get_edit
 from editors.errors import editing_error, editing_errors, editing_scores, no_edit_error, score_table
 from editors.fit_files import fit_to_file
@@ -19,6 +19,7 @@ from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength
 from editors.pictures import draw_rows
 from editors.public_sets import PublicInr, list_public_inrs, load_public_inrs
 from editors.report import write_report
+from editors.shipped import pretrained_editors
 from editors.siren import Siren, SirenConfig, coordinates, siren_apply
 from editors.tiling import TiledPicture, fit_picture
 from editors.training import train_editor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -19,12 +18,13 @@ from editors.canonical import Signs, canonicalize
 from editors.edits import find_edit
 from editors.guide import Guide, GuideConfig, Rendering, pull_back, render_for_gradient
 from editors.inr_set import InrSet
+from editors.shipped import pretrained_path
 from editors.siren import COORDINATES, Siren, SirenConfig
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.functionals import EquivariantConfig, EquivariantFunctional
 from nfn_opt.weight_space import Symmetry, WeightSpace
 
-__all__ = ["Editor", "EditorConfig", "pretrained_editors"]
+__all__ = ["Editor", "EditorConfig"]
 
 KIND = "editor"
 """The kind of an editor's file."""
@@ -51,8 +51,6 @@ WEIGHTS_ONLY: dict[str, Any] = {
 
 HUB_FILE = "editor.safetensors"
 """Name of the file in a repository of the Hugging Face hub."""
-
-_PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -316,22 +314,17 @@ class Editor(
         return editor
 
     @classmethod
-    def pretrained(cls, edit: str) -> Editor:
-        """The editor that ships with the package for an edit; see :func:`pretrained_editors`.
+    def pretrained(cls, name: str) -> Editor:
+        """An editor that ships with the package.
+
+        Args:
+            name: One of :func:`~editors.pretrained_editors`, such as ``"mnist-dilate"``; or an edit alone, which stands
+                for the editor of colour pictures if there is one.
 
         Raises:
-            ValueError: If none ships for that edit.
+            ValueError: If none ships under that name.
         """
-        path = _PRETRAINED / f"{find_edit(edit) or edit}.safetensors"
-        if not path.is_file():
-            known = pretrained_editors()
-            close = difflib.get_close_matches(edit, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(
-                f"no pretrained editor for {edit!r}{hint} There are {', '.join(known) or 'none'}. "
-                "Train one with scripts/train_editor.py and load it with Editor.load"
-            )
-        return cls.load(path)
+        return cls.load(pretrained_path(name))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write what the mixin's ``save_pretrained`` and ``push_to_hub`` share."""
@@ -368,11 +361,6 @@ class Editor(
         """The edit and the architecture."""
         sizes = "-".join(map(str, self.config.siren.layer_sizes))
         return f"edit={self.config.edit!r}, siren={sizes}, symmetry={self.config.symmetry!r}"
-
-
-def pretrained_editors() -> list[str]:
-    """Names of the edits that an editor ships for."""
-    return sorted(path.stem for path in _PRETRAINED.glob("*.safetensors"))
 
 
 def check_strength(strength: float) -> None:

@@ -54,8 +54,8 @@ class EditInrConfig:
         images: Pictures to edit: PNG, JPEG or whatever else Pillow reads, gray or colour, any size; or files
             written by --save-inr, which need no fit.
         out: PNG or JPEG file to write; a folder if there are several pictures.
-        edit: Edit that has a pretrained editor, such as dilate, or file of an editor; dilate if not given. Given
-            several times, the weights are edited by one after the other.
+        edit: Edit that has a pretrained editor, such as dilate, the name of such an editor, such as mnist-dilate, or
+            file of an editor; dilate if not given. Given several times, the weights are edited by one after the other.
         editor: File of an editor, such as runs/quickstart/editor.safetensors; the same as --edit FILE.
         strength: Strength of every edit, 0 (none) to 1 (whole).
         scale: Render the picture this many times as high and wide; an INR has no resolution.
@@ -174,21 +174,26 @@ def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, edito
         seed=config.seed,
         progress=True,
     )
-    size = rendered_size(config, done.after)
-    picture = done.edited if size is None else done.after.render(size)
+    size, gray = rendered_size(config, done.after), isinstance(source, Tensor) and source.shape[-1] == 1
+    picture = _toned(done.edited if size is None else done.after.render(size), gray)
     seconds = time.perf_counter() - started
     write_image(outputs["out"], picture)
     if "save_inr" in outputs:
         done.after.save(outputs["save_inr"])
     if "gif" in outputs:
         strengths = [number / (GIF_FRAMES - 1) for number in range(GIF_FRAMES)]
-        frames = [each.render(size) for each in strength_sweep(done.before, editors, strengths)]
+        frames = [_toned(each.render(size), gray) for each in strength_sweep(done.before, editors, strengths)]
         write_animation(outputs["gif"], frames)
     if "report" in outputs:
         write_report(outputs["report"], done, editors, name=image.name, seconds=seconds, size=size)
     written = "\n".join(f"written: {path}" for path in outputs.values())
     edits = ", then ".join(editor.config.edit for editor in editors)
     return f"{describe(image, done, edits, seconds)}\n{written}"
+
+
+def _toned(picture: Tensor, gray: bool) -> Tensor:
+    """A gray picture stays gray when an editor of colour INRs has edited it."""
+    return picture.mean(-1, keepdim=True) if gray else picture
 
 
 def describe(image: Path, done: PictureEdit, edits: str, seconds: float) -> str:

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from editors import Editor, EditorConfig, InrSet, Siren, SirenConfig, pretrained_editors
+from editors import Editor, EditorConfig, InrSet, Siren, SirenConfig, fit, get_edit, pretrained_editors
 from editors.canonical import canonicalize
 from editors.guide import GuideConfig
 from editors.editor import WEIGHTS_ONLY, describe
+from editors.shipped import FOLDER
 from editors.siren import coordinates, initial_parameters, siren_apply
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
+from nfn_opt.data import load_images
 from nfn_opt.functionals import EquivariantConfig
 from nfn_opt.weight_space import Permutation, Symmetry, WeightSpace
 
@@ -316,17 +319,48 @@ def test_a_file_with_other_tensors(tmp_path: Path) -> None:
 # Those that ship
 
 
-def test_an_unknown_pretrained_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editors.editor._PRETRAINED", tmp_path / "pretrained")
+def test_names_of_pretrained_editors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pretrained"
+    monkeypatch.setattr("editors.shipped.FOLDER", folder)
     assert pretrained_editors() == []
     with pytest.raises(ValueError, match=r"no pretrained editor for 'dilate'.* none.*train_editor\.py"):
         Editor.pretrained("dilate")
-    make_editor().save(tmp_path / "pretrained" / "dilate.safetensors")
-    make_editor(edit="blur").save(tmp_path / "pretrained" / "blur.safetensors")
-    assert pretrained_editors() == ["blur", "dilate"]
-    with pytest.raises(ValueError, match=r"'dilat'; did you mean 'dilate'\? There are blur, dilate"):
+    make_editor().save(folder / "mnist-dilate.safetensors")
+    make_editor(edit="blur").save(folder / "mnist-blur.safetensors")
+    make_editor(edit="blur").save(folder / "colour-blur.safetensors", {"of": "colour"})
+    assert pretrained_editors() == ["colour-blur", "mnist-blur", "mnist-dilate"]
+    with pytest.raises(
+        ValueError, match=r"'dilat'; did you mean 'dilate'\? There are colour-blur, mnist-blur"
+    ):
         Editor.pretrained("dilat")
-    assert Editor.pretrained("blur").config.edit == "blur"
+    with pytest.raises(ValueError, match=r"'colour-dilate'; did you mean 'mnist-dilate'"):
+        Editor.pretrained("colour-dilate")
+    for name in ("dilate", "dilate(size=3)", "mnist-dilate", "mnist-dilate(size=3)"):
+        assert Editor.pretrained(name).config.edit == "dilate"
+    assert Editor.pretrained("mnist-blur").metadata == {}
+    assert Editor.pretrained("blur").metadata == {"of": "colour"}
+
+
+@pytest.mark.parametrize("name", pretrained_editors())
+def test_those_that_ship_are_small_and_know_their_scores(name: str) -> None:
+    editor = Editor.pretrained(name)
+    assert (FOLDER / f"{name}.safetensors").stat().st_size < 4_000_000
+    assert name.endswith(f"-{editor.config.edit}")
+    assert editor.metadata["scores"]["share"] < 0.6
+
+
+def test_at_four_times_the_resolution_the_edit_is_the_same() -> None:
+    digits = load_images("digits").subset(range(20)).resize(28).images
+    inrs = fit(digits, seed=0)
+    edited = Editor.pretrained("mnist-dilate")(inrs)
+    fine = 4 * 27 + 1  # the centres of the coarse pixels are among those of the fine ones
+    large = edited.render((fine, fine))
+    torch.testing.assert_close(large[:, ::4, ::4], edited.render(), atol=1e-4, rtol=0)
+    wanted = F.interpolate(
+        get_edit("dilate")(digits).movedim(-1, 1), (fine, fine), mode="bilinear", align_corners=True
+    ).movedim(1, -1)
+    error, without = ((each - wanted).square().mean() for each in (large, inrs.render((fine, fine))))
+    assert error < 0.4 * without
 
 
 def test_it_prints_itself() -> None:

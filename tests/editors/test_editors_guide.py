@@ -66,7 +66,8 @@ def test_a_guide_sees_the_picture_now_before_and_the_place() -> None:
 def test_a_guide_is_drawn_from_the_generator_alone() -> None:
     state = torch.get_rng_state()
     first, second = (
-        Guide(GuideConfig(), SirenConfig(), (4, 4), generator=torch.Generator().manual_seed(3)) for _ in range(2)
+        Guide(GuideConfig(), SirenConfig(), (4, 4), generator=torch.Generator().manual_seed(3))
+        for _ in range(2)
     )
     assert torch.equal(torch.get_rng_state(), state)
     for one, other in zip(first.parameters(), second.parameters(), strict=True):

@@ -161,7 +161,7 @@ def test_tiles_of_another_size_are_not_edited() -> None:
 @pytest.mark.parametrize("edit", ["dilate", "blur"])
 def test_no_seams_in_a_photo(edit: str) -> None:
     """Where tiles begin and end, the error is no rougher than anywhere else."""
-    patches = load_photo_patches(size=40, count=20).images
+    patches = load_photo_patches(size=60, count=20).images
     picture = patches[patches.flatten(1).var(1).argmax()]  # not the sky
     overlap = 4
     done = edit_picture(picture, Editor.pretrained(edit), overlap=overlap)
@@ -173,6 +173,6 @@ def test_no_seams_in_a_photo(edit: str) -> None:
         for residual in (part, part.transpose(0, 1)):
             jumps = residual.diff(dim=0).abs().mean((1, 2))  # jumps[i]: from row i to row i + 1
             seams = torch.zeros(len(jumps), dtype=torch.bool)
-            for start in (12, 24):
+            for start in (28,):
                 seams[[start - 1, start + overlap - 1]] = True  # a tile begins, the one before it ends
             assert jumps[seams].mean() < 1.25 * jumps[~seams].mean()

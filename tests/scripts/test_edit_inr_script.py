@@ -99,11 +99,21 @@ def test_an_edit_with_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_pretrained_editor_of_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("editors.editor._PRETRAINED", tmp_path / "pretrained")
-    save_editor(tmp_path / "pretrained" / "erode.safetensors", edit="erode")
+    monkeypatch.setattr("editors.shipped.FOLDER", tmp_path / "pretrained")
+    save_editor(tmp_path / "pretrained" / "colour-erode.safetensors", edit="erode")
     picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out.png"
     assert main([str(picture), "--edit", "erode(size=3)", "-o", str(out)]) == 0
     assert out.exists()
+
+
+def test_a_gray_picture_stays_gray_with_an_editor_of_colour_inrs(tmp_path: Path) -> None:
+    editor, gif = save_editor(tmp_path / "colour.safetensors", channels=3), tmp_path / "a.gif"
+    picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out.png"
+    assert main([str(picture), "--editor", str(editor), "-o", str(out), "--gif", str(gif)]) == 0
+    assert read_image(out).shape == (7, 9, 1)
+    with Image.open(gif) as frames:
+        red, green, blue = frames.convert("RGB").split()
+        assert red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 @pytest.mark.parametrize(
