@@ -14,8 +14,8 @@ from torch import Tensor
 
 from editors import Editor, EditorConfig, InrSet, Siren, SirenConfig, fit, get_edit, pretrained_editors
 from editors.canonical import canonicalize
-from editors.guide import GuideConfig
 from editors.editor import WEIGHTS_ONLY, describe
+from editors.guide import GuideConfig
 from editors.shipped import FOLDER
 from editors.siren import coordinates, initial_parameters, siren_apply
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact

@@ -212,10 +212,10 @@ def test_there_is_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_colour_inrs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     editor = save_editor(tmp_path / "colour.safetensors", channels=3)
     out = tmp_path / "out.png"
-    for mode in ("RGB", "L"):
+    for mode, channels in (("RGB", 3), ("L", 1)):
         picture = save_picture(tmp_path / f"{mode}.png", mode)
         assert main([str(picture), "--editor", str(editor), "-o", str(out)]) == 0
-        assert read_image(out).shape == (7, 9, 3)
+        assert read_image(out).shape == (7, 9, channels)
         assert "4 INRs" in capsys.readouterr().out
 
 
