@@ -7,7 +7,7 @@ pictures = edited.render()
 """
 
 from editors.canonical import Signs, canonicalize
-from editors.editor import Editor, EditorConfig
+from editors.editor import WEIGHTS_ONLY, Editor, EditorConfig
 from editors.edits import EDITS, Edit, find_edit, get_edit
 from editors.errors import editing_error, editing_errors, editing_scores, no_edit_error, score_table
 from editors.fit_files import fit_to_file
@@ -24,6 +24,8 @@ from editors.siren import Siren, SirenConfig, coordinates, siren_apply
 from editors.tiling import TiledPicture, fit_picture
 from editors.training import train_editor
 from editors.training_config import TrainEditorConfig
+
+list = pretrained_editors  # noqa: A001  read as `editors.list()`; not for `import *`
 
 __all__ = [
     # INRs
@@ -48,6 +50,7 @@ __all__ = [
     # edits of weights
     "Editor",
     "EditorConfig",
+    "WEIGHTS_ONLY",
     "Guide",
     "GuideConfig",
     "PictureEdit",

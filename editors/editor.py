@@ -273,10 +273,16 @@ class Editor(
         Raises:
             ValueError: With both architectures.
         """
-        if inrs.config != self.config.siren:
+        given, own = dataclasses.asdict(inrs.config), dataclasses.asdict(self.config.siren)
+        differing = [
+            f"{name}={given[name]!r}, expected {name}={own[name]!r}"
+            for name in own
+            if given[name] != own[name]
+        ]
+        if differing:
             raise ValueError(
-                f"the INRs are {inrs.config}, expected {self.config.siren} as the editor was made for; fit the images "
-                "again with config=editor.config.siren, or train an editor for these INRs"
+                f"the INRs have {'; '.join(differing)}, as the editor was made for; fit the images again with "
+                "config=editor.config.siren, or train an editor for these INRs"
             )
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> Path:

@@ -45,7 +45,9 @@ def pretrained_path(name: str) -> Path:
         if (path := FOLDER / f"{stem}.safetensors").is_file():
             return path
     known = pretrained_editors()
-    hint = closest(name, [*known, *(each.partition("-")[2] for each in known)])
+    others = [each for each in known if edit and each.endswith(f"-{edit}")]
+    edits = [each.partition("-")[2] for each in known]
+    hint = f"; did you mean {others[0]!r}?" if others else closest(name, [*known, *edits])
     raise ValueError(
         f"no pretrained editor for {name!r}{hint} There are {', '.join(known) or 'none'}. "
         "Train one with scripts/train_editor.py and load it with Editor.load"

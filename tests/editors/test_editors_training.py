@@ -198,7 +198,7 @@ def test_inrs_of_another_architecture(where: str) -> None:
     untouched = weights(editor)
     wrong = (other, targets)
     training, validation = (wrong, None) if where == "training" else ((inrs, targets), wrong)
-    with pytest.raises(ValueError, match=r"the INRs are .*hidden_width=6.*expected .*hidden_width=4"):
+    with pytest.raises(ValueError, match=r"the INRs have hidden_width=6, expected hidden_width=4"):
         train_editor(editor, *training, config=SHORT, validation=validation)
     assert_same(weights(editor), untouched)
 
