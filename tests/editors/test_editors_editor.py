@@ -83,7 +83,9 @@ def random_siren(generator: torch.Generator, deepest: int) -> SirenConfig:
 
 
 # Each refinement renders the INR, whose sines of 30 times their argument enlarge roundings layer by layer.
-@pytest.mark.parametrize(("options", "deepest"), [({"guide": GuideConfig(channels=0)}, 5), ({}, 2)])
+@pytest.mark.parametrize(
+    ("options", "deepest"), [({"guide": GuideConfig(channels=0)}, 5), ({}, 2), ({"outputs": 3}, 2)]
+)
 @pytest.mark.parametrize("symmetry", ["all", "hidden"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_edit_of_a_permuted_inr_is_the_permuted_edit(
