@@ -9,8 +9,8 @@ the layers of all in blocks that do not hear each other, and the last one reads 
     W_L = \tfrac 1 k \begin{pmatrix} W_L^1 & \cdots & W_L^k \end{pmatrix}
 
 It has :math:`k` times as many weights that are not zero, and between hidden layers :math:`k^2` times as many in all, so
-that a batch of the :math:`k` INRs is cheaper to render. In such a batch those of one mean are neighbours. (Editors that
-write several INRs for each: "output capacity expansion" of arXiv:2602.01083.)
+that a batch of the :math:`k` INRs is a little cheaper to render. In such a batch those of one mean are neighbours.
+(Editors that write several INRs for each: "output capacity expansion" of arXiv:2602.01083.)
 """
 
 from __future__ import annotations
