@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
+from editors.averaging import AVERAGE_OF, averaged_config, averaged_set, interleave, repeat_each
 from editors.canonical import Signs, canonicalize
 from editors.edits import find_edit
 from editors.guide import Guide, GuideConfig, Rendering, pull_back, render_for_gradient
@@ -67,14 +68,17 @@ class EditorConfig:
             (:func:`~editors.canonical.canonicalize`); the edit of an INR in another is then the same edit.
         refinements: How often the INR is changed; each time by a functional and a guide of their own, which are given
             the INR as it was left.
+        outputs: INRs that the last refinement makes of each, with a change for each from one functional. The edited
+            picture is the mean of what they show, and the edited INR one that is `outputs` times as wide
+            (:mod:`editors.averaging`).
         guide: What looks at the picture that the INR shows. Without one (`WEIGHTS_ONLY`), the weights are all that is
             read.
         body: The functional of each refinement; it has one channel in, the weights, and one out. The guide's gradient
-            is one more channel in.
+            is one more channel in, further outputs of the last refinement more channels out.
 
     Raises:
-        ValueError: If the image size is not two positive numbers, there are no refinements, the functional has other
-            channels, or the parameters of a named edit are wrong.
+        ValueError: If the image size is not two positive numbers, there are no refinements or no outputs, the
+            functional has other channels, or the parameters of a named edit are wrong.
     """
 
     siren: SirenConfig
@@ -83,6 +87,7 @@ class EditorConfig:
     symmetry: Symmetry = "all"
     canonical: bool = True
     refinements: int = 3
+    outputs: int = 1
     guide: GuideConfig = dataclasses.field(default_factory=GuideConfig)
     body: EquivariantConfig = dataclasses.field(
         default_factory=lambda: EquivariantConfig(
@@ -99,13 +104,19 @@ class EditorConfig:
         object.__setattr__(self, "edit", str(find_edit(self.edit) or self.edit))
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}, expected (height, width), both at least 1")
-        if self.refinements < 1:
-            raise ValueError(f"refinements is {self.refinements}, expected at least 1")
+        for name in ("refinements", "outputs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         channels = (self.body.in_channels, self.body.out_channels)
         if channels != (1, 1):
             raise ValueError(
                 f"body has {channels[0]} channels in and {channels[1]} out, expected 1 and 1: the weights"
             )
+
+    @property
+    def edited_siren(self) -> SirenConfig:
+        """Architecture of the edited INRs: that of the INRs, or with several outputs a wider one."""
+        return averaged_config(self.siren, self.outputs)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
@@ -139,6 +150,8 @@ class Editor(
     trained on. With one :math:`f` of the weights alone this is the editor of Sec. 4.3 of
     arXiv:2302.14040. :math:`g_r` is the gradient of a guide (:mod:`editors.guide`), which renders the INR as it is
     and never sees an edited picture; :math:`c` are the sizes of such gradients over the INRs of the training.
+    With several outputs the last :math:`f_R` gives as many :math:`W_R`, and the edited picture is the mean of what
+    they show.
 
     ``save_pretrained(folder)``, ``push_to_hub(repository)`` and ``from_pretrained(folder or repository)`` are those of
     :class:`huggingface_hub.ModelHubMixin`. Only the latter two may need a network; ``from_pretrained(repository,
@@ -172,7 +185,9 @@ class Editor(
         guided = config.guide.channels > 0
         body = dataclasses.replace(config.body, in_channels=config.body.in_channels + guided)
         self.bodies, self.guides = nn.ModuleList(), nn.ModuleList()
-        for _ in range(config.refinements):
+        for step in range(config.refinements):
+            if step == config.refinements - 1:
+                body = dataclasses.replace(body, out_channels=config.outputs)
             self.bodies.append(EquivariantFunctional(self.space, body, generator=generator))
             if guided:
                 self.guides.append(Guide(config.guide, config.siren, config.image_size, generator=generator))
@@ -205,20 +220,29 @@ class Editor(
             params: Weights ``{name: (B, *shape)}``.
 
         Returns:
-            ``{name: (B, *shape)}``.
+            ``{name: (B * outputs, *shape)}``; those of one INR are neighbours.
         """
+        names = self.space.names
         start, signs = self._seen(params)
-        now, before = dict(start), None
+        edited, before = [dict(start)], None
         for step, body in enumerate(self.bodies):
+            (now,) = edited  # only the last refinement makes several
             channels = [{name: (now[name] - mean) / std for name, mean, std, _ in self._sizes()}]
             if len(self.guides):
                 rendering = self._rendering(now)
                 before = rendering.values if before is None else before
                 gradient = pull_back(now, rendering, self.guides[step](rendering.values, before))
                 channels.append({name: gradient[name] * (std / size) for name, _, std, size in self._sizes()})
-            raw = self.space.from_features(body(self.space.as_features(*channels)))
-            now = {name: torch.addcmul(now[name], raw[name], std) for name, _, std, _ in self._sizes()}
-        return signs.apply({name: now[name] - start[name] for name in self.space.names})
+            features = body(self.space.as_features(*channels))
+            edited = [self._moved(now, features, channel) for channel in range(features[names[0]].shape[-1])]
+        return interleave([signs.apply({name: one[name] - start[name] for name in names}) for one in edited])
+
+    def _moved(
+        self, now: Mapping[str, Tensor], features: Mapping[str, Tensor], channel: int
+    ) -> dict[str, Tensor]:
+        """Weights changed by one channel of what a functional has written."""
+        raw = self.space.from_features(features, channel)
+        return {name: torch.addcmul(now[name], raw[name], std) for name, _, std, _ in self._sizes()}
 
     def _rendering(self, params: Mapping[str, Tensor]) -> Rendering:
         coords = self.guides[0].get_buffer("coords")
@@ -239,12 +263,17 @@ class Editor(
         return canonicalize(params, self.config.siren) if self.config.canonical else (params, Signs([], []))
 
     def edit_params(self, params: Mapping[str, Tensor], strength: float = 1.0) -> dict[str, Tensor]:
-        """The edited weights ``{name: (B, *shape)}``, differentiable; strength 0 gives the weights themselves."""
+        """The edited weights ``{name: (B * outputs, *shape)}``, differentiable.
+
+        Those of one INR are neighbours, and the mean of what they show is the edited picture. Strength 0 gives the
+        weights themselves.
+        """
         check_strength(strength)
+        each = repeat_each(params, self.config.outputs)
         if strength == 0.0:
-            return {name: params[name].clone() for name in self.space.names}
+            return {name: each[name].clone() for name in self.space.names}
         change = self.change(params)
-        return {name: torch.add(params[name], change[name], alpha=strength) for name in self.space.names}
+        return {name: torch.add(each[name], change[name], alpha=strength) for name in self.space.names}
 
     @torch.no_grad()
     def forward(self, inrs: InrSet, strength: float = 1.0) -> InrSet:
@@ -254,18 +283,28 @@ class Editor(
             inrs: INRs of the editor's architecture.
             strength: 0 (exactly the same INRs) to 1 (the whole edit).
 
+        Returns:
+            INRs of the architecture ``config.edited_siren``, whatever the strength. That of an editor with several
+            outputs is wider, and at strength 0 shows what the INRs show, but for rounding.
+
         Raises:
             ValueError: If the INRs are of another architecture, or the strength is out of range.
         """
+        params, outputs = self.edited_weights(inrs, strength), self.config.outputs
+        return inrs.with_params(params) if outputs == 1 else averaged_set(inrs, params, outputs)
+
+    @torch.no_grad()
+    def edited_weights(self, inrs: InrSet, strength: float = 1.0) -> dict[str, Tensor]:
+        """What :meth:`edit_params` gives for any number of INRs, without gradient; see :meth:`forward`."""
         self.check(inrs)
         check_strength(strength)
         if not len(inrs):
-            return inrs.with_params(inrs.params)
+            return dict(inrs.params)
         parts = []
         for start in range(0, len(inrs), NETWORKS_PER_CHUNK):
             chunk = {name: value[start : start + NETWORKS_PER_CHUNK] for name, value in inrs.params.items()}
             parts.append(self.edit_params(chunk, strength))
-        return inrs.with_params({name: torch.cat([part[name] for part in parts]) for name in inrs.params})
+        return {name: torch.cat([part[name] for part in parts]) for name in inrs.params}
 
     def check(self, inrs: InrSet) -> None:
         """Refuse INRs of another architecture.
@@ -279,11 +318,15 @@ class Editor(
             for name in own
             if given[name] != own[name]
         ]
-        if differing:
-            raise ValueError(
-                f"the INRs have {'; '.join(differing)}, as the editor was made for; fit the images again with "
-                "config=editor.config.siren, or train an editor for these INRs"
+        if not differing:
+            return
+        remedy = "fit the images again with config=editor.config.siren, or train an editor for these INRs"
+        if AVERAGE_OF in inrs.meta:
+            remedy = (
+                f"an editor with several outputs has made each of them, as the mean of {inrs.meta[AVERAGE_OF]}; fit "
+                "what they show, fit(inrs.render(), config=editor.config.siren)"
             )
+        raise ValueError(f"the INRs have {'; '.join(differing)}, as the editor was made for; {remedy}")
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> Path:
         """Write the editor to one safetensors file, atomically.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from editors.averaging import mean_of_groups
 from editors.editor import Editor
 from editors.inr_set import InrSet
 from editors.siren import coordinates, siren_apply
@@ -29,16 +30,25 @@ def as_targets(inrs: InrSet, targets: Tensor) -> Tensor:
 
 
 def squared_errors(inrs: InrSet, params: Mapping[str, Tensor], targets: Tensor) -> Tensor:
-    """Squared errors of rendered INRs, not clamped, differentiable: (B, P, C), image values in [-1, 1]."""
+    """Squared errors of rendered INRs, not clamped, differentiable.
+
+    Args:
+        inrs: INRs whose architecture and image size count.
+        params: Weights ``{name: (B * count, *shape)}``; the mean of what each `count` neighbours show is the picture.
+        targets: What it should be, in [-1, 1], shape (B, P, C).
+
+    Returns:
+        Shape (B, P, C), image values in [-1, 1].
+    """
     coords = coordinates(*inrs.image_size, device=targets.device, dtype=targets.dtype)
-    return (siren_apply(params, coords, inrs.config) - targets).square()
+    shown = mean_of_groups(siren_apply(params, coords, inrs.config), len(targets))
+    return (shown - targets).square()
 
 
 @torch.no_grad()
 def no_edit_error(inrs: InrSet, targets: Tensor) -> float:
     """Error of leaving the INRs as they are; see :func:`editing_error`."""
-    means = [(len(part), float(part.mean())) for part in _chunks(inrs, targets)]
-    return sum(count / max(len(inrs), 1) * mean for count, mean in means)
+    return _mean_error(inrs, inrs.params, targets)
 
 
 def editing_error(editor: Editor, inrs: InrSet, targets: Tensor, strength: float = 1.0) -> float:
@@ -53,7 +63,7 @@ def editing_error(editor: Editor, inrs: InrSet, targets: Tensor, strength: float
     Returns:
         The error with image values in [-1, 1], as the NFN and NFT papers give it: 4 times that of [0, 1].
     """
-    return no_edit_error(editor(inrs, strength), targets)
+    return _mean_error(inrs, editor.edited_weights(inrs, strength), targets)
 
 
 @torch.no_grad()
@@ -76,17 +86,25 @@ def editing_errors(editor: Editor | None, inrs: InrSet, targets: Tensor, strengt
         >>> errors.shape, bool((errors < 1e-3).all())
         (torch.Size([3]), True)
     """
-    edited = inrs if editor is None else editor(inrs, strength)
-    return torch.cat([part.mean((1, 2)) for part in _chunks(edited, targets)])
+    params = inrs.params if editor is None else editor.edited_weights(inrs, strength)
+    return torch.cat([part.mean((1, 2)) for part in _chunks(inrs, params, targets)])
 
 
-def _chunks(inrs: InrSet, targets: Tensor) -> Iterator[Tensor]:
+@torch.no_grad()
+def _mean_error(inrs: InrSet, params: Mapping[str, Tensor], targets: Tensor) -> float:
+    """Mean over the images of the error of weights, see :func:`squared_errors`."""
+    means = [(len(part), float(part.mean())) for part in _chunks(inrs, params, targets)]
+    return sum(count / max(len(inrs), 1) * mean for count, mean in means)
+
+
+def _chunks(inrs: InrSet, params: Mapping[str, Tensor], targets: Tensor) -> Iterator[Tensor]:
     """Squared errors of some INRs after others."""
     wanted = as_targets(inrs, targets)
+    each = len(params["layers.0.bias"]) // max(len(inrs), 1)
     for start in range(0, max(len(inrs), 1), INRS_PER_CHUNK):
-        part = slice(start, start + INRS_PER_CHUNK)
-        params = {name: value[part] for name, value in inrs.params.items()}
-        yield squared_errors(inrs, params, wanted[part])
+        part = slice(start * each, (start + INRS_PER_CHUNK) * each)
+        some = {name: value[part] for name, value in params.items()}
+        yield squared_errors(inrs, some, wanted[start : start + INRS_PER_CHUNK])
 
 
 def editing_scores(editor: Editor, inrs: InrSet, targets: Tensor) -> dict[str, float]:

@@ -51,7 +51,8 @@ def check_editors(editors: Editor | Sequence[Editor]) -> tuple[Editor, ...]:
     """One editor or several as a tuple, checked: at least one, and all for the same INRs.
 
     Raises:
-        ValueError: Naming the first editor that is for other INRs than the first of all.
+        ValueError: Naming the first editor that is for other INRs than the first of all, or makes other INRs than
+            the next one can edit.
     """
     chain = (editors,) if isinstance(editors, Editor) else tuple(editors)
     if not chain:
@@ -64,6 +65,12 @@ def check_editors(editors: Editor | Sequence[Editor]) -> tuple[Editor, ...]:
                 f"editor {number + 1} of the chain ({config.edit!r}) is for INRs {config.siren} of {config.image_size} "
                 f"pixels, expected {first.siren} of {first.image_size} as for the first ({first.edit!r}): the weights "
                 "that one makes are edited by the next; train both for the same INRs, or edit the picture twice"
+            )
+        if config.outputs > 1 and number + 1 < len(chain):
+            raise ValueError(
+                f"editor {number + 1} of the chain ({config.edit!r}) has {config.outputs} outputs and makes INRs "
+                f"{config.edited_siren}, expected {config.siren} as the next one edits; let it be the last, or edit "
+                "the picture twice"
             )
     return chain
 
@@ -139,16 +146,16 @@ def strength_sweep(
         ValueError: As :func:`edit_tiles`.
     """
     chain = check_editors(editors)
-    whole = whole or edit_tiles(tiled, chain)
+    none, whole = edit_tiles(tiled, chain, 0.0), whole or edit_tiles(tiled, chain)
     for strength in strengths:
         check_strength(strength)
         if len(chain) > 1:
             yield edit_tiles(tiled, chain, strength)
             continue
         # One editor changes the weights in proportion to its strength.
-        before, after = tiled.inrs.params, whole.inrs.params
+        before, after = none.inrs.params, whole.inrs.params
         params = {name: torch.lerp(before[name], after[name], strength) for name in before}
-        yield tiled.with_inrs(tiled.inrs.with_params(params))
+        yield none.with_inrs(none.inrs.with_params(params))
 
 
 def edit_picture(

@@ -118,7 +118,7 @@ def _page(
     ]
     chart = _chart_points(errors, _top(errors, done)) if done.exact is not None else []
     data = {"frames": frames, "references": shown, "chart": chart}
-    architecture = "-".join(map(str, siren.layer_sizes))
+    architecture, edited = ("-".join(map(str, each.layer_sizes)) for each in (siren, whole.inrs.config))
     kind = "gray" if siren.out_channels == 1 else "colour"
     escaped = {
         "title": f"{edit}: {name}",
@@ -140,7 +140,8 @@ def _page(
             "its tensors, by the change of the weights that enter them, the most changed one first."
         ),
         "footer": (
-            f"{architecture} SIREN, omega_0 = {siren.omega_0:g}, overlap of tiles {done.before.overlap} pixels. "
+            f"{architecture} SIREN{'' if edited == architecture else f' ({edited} edited)'}, "
+            f"omega_0 = {siren.omega_0:g}, overlap of tiles {done.before.overlap} pixels. "
             "Errors are mean squared, for pixel values in [0, 1]."
         ),
         "width": str(size[1]),
@@ -152,7 +153,8 @@ def _page(
     filled = {key: html.escape(value) for key, value in escaped.items()}
     filled["numbers"] = _numbers(done, seconds, errors)
     filled["error_sections"] = _error_sections(done, whole, errors, chart) if done.exact is not None else ""
-    filled["weights"] = "\n".join(_weight_rows(done.before.inrs, whole.inrs))
+    unedited = edit_tiles(done.before, chain, 0.0)  # of the architecture of the edited ones
+    filled["weights"] = "\n".join(_weight_rows(unedited.inrs, whole.inrs))
     # "<" would let a name end the script.
     filled["data"] = json.dumps(data).replace("<", "\\u003c")
     template = files("editors").joinpath("report.html").read_text(encoding="utf-8")

@@ -68,6 +68,8 @@ class EditorRunConfig:
         symmetry: "all" or "hidden", the symmetry that the editor is built for.
         canonical: Whether the editor sees each INR in one representative of its signs and phases.
         refinements: How often the editor changes the INR, each time seeing what it has become.
+        outputs: INRs that the editor makes of each; the mean of what they show is the edited picture, and the edited
+            INR is so many times as wide.
         guide: What looks at the picture that the INR shows; guide.channels=0 makes an editor that reads weights only.
         body: The editor's functional.
         training: Steps, batch size, learning rate, validations.
@@ -92,6 +94,7 @@ class EditorRunConfig:
     symmetry: Symmetry = _DEFAULT.symmetry
     canonical: bool = _DEFAULT.canonical
     refinements: int = _DEFAULT.refinements
+    outputs: int = _DEFAULT.outputs
     guide: GuideConfig = _DEFAULT.guide
     body: EquivariantConfig = dataclasses.field(default_factory=lambda: _DEFAULT.body)
     training: TrainEditorConfig = dataclasses.field(
@@ -149,6 +152,7 @@ class EditorRunConfig:
             symmetry=self.symmetry,
             canonical=self.canonical,
             refinements=self.refinements,
+            outputs=self.outputs,
             guide=self.guide,
             body=self.body,
         )

@@ -87,7 +87,9 @@ def random_siren(generator: torch.Generator, deepest: int) -> SirenConfig:
 
 
 # Each refinement renders the INR, whose sines of 30 times their argument enlarge roundings layer by layer.
-@pytest.mark.parametrize(("options", "deepest"), [({"guide": GuideConfig(channels=0)}, 5), ({}, 2)])
+@pytest.mark.parametrize(
+    ("options", "deepest"), [({"guide": GuideConfig(channels=0)}, 5), ({}, 2), ({"outputs": 3}, 2)]
+)
 @pytest.mark.parametrize("symmetry", ["all", "hidden"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_edit_of_a_permuted_inr_is_the_permuted_edit(
@@ -352,7 +354,8 @@ def test_those_that_ship_are_small_and_know_their_scores(name: str) -> None:
 
 
 def test_at_four_times_the_resolution_the_edit_is_the_same() -> None:
-    digits = load_images("digits").subset(range(20)).resize(28).images
+    small = load_images("digits").subset(range(20)).resize(20).images
+    digits = F.pad((3 * small - 1).clamp(0, 1), (0, 0, 4, 4, 4, 4))  # of the kind that the editor has learned
     inrs = fit(digits, seed=0)
     edited = Editor.pretrained("mnist-dilate")(inrs)
     fine = 4 * 27 + 1  # the centres of the coarse pixels are among those of the fine ones
@@ -362,7 +365,7 @@ def test_at_four_times_the_resolution_the_edit_is_the_same() -> None:
         get_edit("dilate")(digits).movedim(-1, 1), (fine, fine), mode="bilinear", align_corners=True
     ).movedim(1, -1)
     error, without = ((each - wanted).square().mean() for each in (large, inrs.render((fine, fine))))
-    assert error < 0.4 * without
+    assert error < 0.25 * without
 
 
 def test_it_prints_itself() -> None:
