@@ -36,6 +36,7 @@ from editors import (
     TrainEditorConfig,
     coordinates,
     draw_rows,
+    editing_error,
     fit,
     get_edit,
     no_edit_error,
@@ -132,7 +133,8 @@ def train_ours(
     editor, shape = make(torch.Generator().manual_seed(seed)), problem.inrs["train"].image_size
     images = ((problem.targets["train"] + 1) / 2).unflatten(1, shape)
     history = train_editor(editor, problem.inrs["train"], images, config=config)
-    found = problem.error(editor.edit_params)
+    wanted = ((problem.targets["test"] + 1) / 2).unflatten(1, shape)
+    found = editing_error(editor, problem.inrs["test"], wanted)
     return Trained(found, history[-1]["seconds"], config.steps, count(editor)), editor
 
 

@@ -161,9 +161,14 @@ def bodies(config: EditorConfig) -> dict[str, Callable[[torch.Generator], Editor
         return dataclasses.replace(config, **{**WEIGHTS_ONLY, "body": body})
 
     def reading(
-        kind: type[Editor] = Editor, symmetry: Symmetry = "all", canonical: bool = True, **options: Any
+        kind: type[Editor] = Editor,
+        symmetry: Symmetry = "all",
+        canonical: bool = True,
+        outputs: int = 1,
+        **options: Any,
     ) -> Callable[[torch.Generator], Editor]:
-        made = dataclasses.replace(weights_only(**options), symmetry=symmetry, canonical=canonical)
+        made = weights_only(**options)
+        made = dataclasses.replace(made, symmetry=symmetry, canonical=canonical, outputs=outputs)
         return lambda generator: kind(made, generator=generator)
 
     return {
@@ -173,7 +178,10 @@ def bodies(config: EditorConfig) -> dict[str, Callable[[torch.Generator], Editor
         "signs and phases as fitted": of(canonical=False),
         "16 channels": of(body=dataclasses.replace(config.body, hidden_channels=16)),
         "pointwise functional": of(body=dataclasses.replace(config.body, mixing="pointwise")),
+        "two outputs": of(outputs=2),
         "weights only": reading(),
+        "weights only, two outputs": reading(outputs=2),
+        "weights only, four outputs": reading(outputs=4),
         "weights only, signs and phases as fitted": reading(canonical=False),
         "weights only, no Fourier features": reading(fourier_frequencies=0),
         "weights only, five residual layers": reading(hidden_layers=5, residual=True),
