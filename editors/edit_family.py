@@ -15,10 +15,12 @@ Example:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from editors.edit_table import EDITS
 from editors.edits import get_edit, read_parts
@@ -156,7 +158,9 @@ class EditFamily:
 
     def __post_init__(self) -> None:
         if not self.members:
-            raise ValueError("the family has no edits, expected at least one, as in 'blur(sigma=0.5..2), invert'")
+            raise ValueError(
+                "the family has no edits, expected at least one, as in 'blur(sigma=0.5..2), invert'"
+            )
         for number, one in enumerate(self.members):
             for other in self.members[number + 1 :]:
                 if one.meets(other):
@@ -222,6 +226,34 @@ class EditFamily:
             ]
         return told
 
+    def conditions(self, edit: str | Edit | Sequence[str | Edit] | None, count: int) -> Tensor:
+        """The conditions of some INRs, shape (count, width), float64.
+
+        Args:
+            edit: The edit of all, or one for each.
+            count: Number of INRs.
+
+        Raises:
+            ValueError: If an edit is missing or not of the family.
+        """
+        if edit is None:
+            raise ValueError(
+                f"edit is missing: the editor learned {self}; say which is meant, as in edit={str(self.examples[0])!r}"
+            )
+        if isinstance(edit, (str, Edit)):
+            return torch.tensor([self.condition(edit)], dtype=torch.float64).expand(count, -1)
+        if len(edit) != count:
+            raise ValueError(
+                f"edit has {len(edit)} edits for {count} INRs, expected one for all or one for each"
+            )
+        told = {each: self.condition(each) for each in dict.fromkeys(edit)}
+        return torch.tensor([told[each] for each in edit], dtype=torch.float64).view(count, self.width)
+
+    def spread(self, count: int) -> Tensor:
+        """Conditions for so many INRs that take turns in the edits of the grid."""
+        edits = list(itertools.chain(*self.grid()))
+        return self.conditions([edits[number % len(edits)] for number in range(count)], count)
+
     def draw(self, count: int, generator: torch.Generator) -> list[Edit]:
         """Random edits: the members in turn, from a random one on, each with parameters uniform in their ranges."""
         members = len(self.members)
@@ -230,6 +262,11 @@ class EditFamily:
         drawn = torch.rand(count, most, generator=generator).tolist()
         chosen = [self.members[(first + number) % members] for number in range(count)]
         return [member.at(row[: len(member.ranges)]) for member, row in zip(chosen, drawn, strict=True)]
+
+    @property
+    def examples(self) -> list[Edit]:
+        """One edit of each member, with its parameters in the middle."""
+        return [grid[len(grid) // 2] for grid in self.grid()]
 
     def grid(self) -> list[list[Edit]]:
         """For each member the edits that errors are measured with."""
@@ -262,9 +299,7 @@ def _range(parameter: Parameter, value: str, text: str) -> ParameterRange:
             f"{parameter.name} of the edit {edit!r} is {value!r}, expected {parameter.expected}: words have no range; "
             "write an edit for each"
         )
-    low, high = (
-        parameter.check(parameter.read(end), edit) for end in value.partition(RANGE)[::2]
-    )
+    low, high = (parameter.check(parameter.read(end), edit) for end in value.partition(RANGE)[::2])
     assert not isinstance(low, str)
     assert not isinstance(high, str)
     if low >= high:
@@ -284,5 +319,3 @@ def _ends(varied: VariedEdit, name: str) -> tuple[float, float]:
     if isinstance(value, str):
         value = varied.edit.parameter(name).choices.index(value)
     return value, value
-
-

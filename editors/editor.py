@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from editors.canonical import Signs, canonicalize
+from editors.conditioning import EMBEDDING, ConditionEmbedding, with_constants
+from editors.edit_family import EditFamily, find_family
 from editors.edits import find_edit
 from editors.guide import Guide, GuideConfig, Rendering, pull_back, render_for_gradient
 from editors.inr_set import InrSet
+from editors.named_edit import Edit
 from editors.shipped import pretrained_path
 from editors.siren import COORDINATES, Siren, SirenConfig
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
@@ -60,7 +63,8 @@ class EditorConfig:
     Attributes:
         siren: Architecture of the INRs.
         edit: The image edit, as text: a name, or a name with parameters as `get_edit` reads them. Stored as the edit
-            writes itself.
+            writes itself. Or a family of edits, such as ``blur(sigma=0.5..2), invert``, as
+            :meth:`~editors.edit_family.EditFamily.read` reads it: the editor is then told which of them is meant.
         image_size: (height, width) of the images that the INRs were fitted to.
         symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
         canonical: Whether the functional sees each INR in the representative of its signs and phases
@@ -96,7 +100,7 @@ class EditorConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edit", str(find_edit(self.edit) or self.edit))
+        object.__setattr__(self, "edit", str(self.family or find_edit(self.edit) or self.edit))
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}, expected (height, width), both at least 1")
         if self.refinements < 1:
@@ -106,6 +110,11 @@ class EditorConfig:
             raise ValueError(
                 f"body has {channels[0]} channels in and {channels[1]} out, expected 1 and 1: the weights"
             )
+
+    @property
+    def family(self) -> EditFamily | None:
+        """The edits of an editor of several; None for an editor of one."""
+        return find_family(self.edit)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
@@ -140,6 +149,9 @@ class Editor(
     arXiv:2302.14040. :math:`g_r` is the gradient of a guide (:mod:`editors.guide`), which renders the INR as it is
     and never sees an edited picture; :math:`c` are the sizes of such gradients over the INRs of the training.
 
+    An editor of a family of edits is told which one is meant, ``editor(inrs, edit="blur(sigma=1.3)")``: guides and
+    functionals are given an embedding of it, which is the same for all neurons.
+
     ``save_pretrained(folder)``, ``push_to_hub(repository)`` and ``from_pretrained(folder or repository)`` are those of
     :class:`huggingface_hub.ModelHubMixin`. Only the latter two may need a network; ``from_pretrained(repository,
     local_files_only=True)`` takes what was downloaded before.
@@ -163,19 +175,26 @@ class Editor(
 
     def __init__(self, config: EditorConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.family = config, config.family
         self.metadata: dict[str, Any] = {}
         self.space = WeightSpace.from_module(
             Siren(config.siren), torch.zeros(2, COORDINATES), symmetry=config.symmetry
         )
         generator = generator or torch.Generator().manual_seed(0)
         guided = config.guide.channels > 0
-        body = dataclasses.replace(config.body, in_channels=config.body.in_channels + guided)
+        told = self.family is not None
+        body = dataclasses.replace(
+            config.body, in_channels=config.body.in_channels + guided + EMBEDDING * told
+        )
+        if self.family:
+            self.embedding = ConditionEmbedding(self.family.width, generator=generator)
         self.bodies, self.guides = nn.ModuleList(), nn.ModuleList()
         for _ in range(config.refinements):
             self.bodies.append(EquivariantFunctional(self.space, body, generator=generator))
             if guided:
-                self.guides.append(Guide(config.guide, config.siren, config.image_size, generator=generator))
+                self.guides.append(
+                    Guide(config.guide, config.siren, config.image_size, told=told, generator=generator)
+                )
         self.register_buffer("mean", torch.zeros(len(self.space.names)))
         self.register_buffer("std", torch.ones(len(self.space.names)))
         if guided:
@@ -194,31 +213,64 @@ class Editor(
         if len(self.guides):
             some = {name: value[:STATISTICS_FROM] for name, value in params.items()}
             rendering = self._rendering(some)
-            gradient = pull_back(some, rendering, self.guides[0](rendering.values, rendering.values))
+            told = self._embedded(self.family.spread(len(rendering.values)) if self.family else None)
+            gradient = pull_back(some, rendering, self.guides[0](rendering.values, rendering.values, told))
             for i, name in enumerate(self.space.names):
                 self.gradient_size[i] = (self.std[i] * gradient[name]).square().mean().sqrt().clamp_min(1e-6)
 
-    def change(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def change(self, params: Mapping[str, Tensor], condition: Tensor | None = None) -> dict[str, Tensor]:
         """The change of the weights at strength 1, differentiable.
 
         Args:
             params: Weights ``{name: (B, *shape)}``.
+            condition: For an editor of several edits which one is meant for each INR, as :meth:`condition` gives it.
 
         Returns:
             ``{name: (B, *shape)}``.
         """
         start, signs = self._seen(params)
-        now, before = dict(start), None
+        now, before, told = dict(start), None, self._embedded(condition)
         for step, body in enumerate(self.bodies):
             channels = [{name: (now[name] - mean) / std for name, mean, std, _ in self._sizes()}]
             if len(self.guides):
                 rendering = self._rendering(now)
                 before = rendering.values if before is None else before
-                gradient = pull_back(now, rendering, self.guides[step](rendering.values, before))
+                gradient = pull_back(now, rendering, self.guides[step](rendering.values, before, told))
                 channels.append({name: gradient[name] * (std / size) for name, _, std, size in self._sizes()})
-            raw = self.space.from_features(body(self.space.as_features(*channels)))
+            features = self.space.as_features(*channels)
+            raw = self.space.from_features(body(features if told is None else with_constants(features, told)))
             now = {name: torch.addcmul(now[name], raw[name], std) for name, _, std, _ in self._sizes()}
         return signs.apply({name: now[name] - start[name] for name in self.space.names})
+
+    def condition(self, edit: str | Edit | Sequence[str | Edit] | None, count: int) -> Tensor | None:
+        """Which edit is meant, as numbers.
+
+        Args:
+            edit: One for all INRs, or one for each. None, or the edit it has learned, for an editor of one.
+            count: Number of INRs.
+
+        Returns:
+            Of shape (count, width of the family); None for an editor of one edit.
+
+        Raises:
+            ValueError: If the editor has not learned the edit, or it is not said which of several is meant, or there
+                is not one for each INR.
+        """
+        if self.family:
+            return self.family.conditions(edit, count).to(self.mean)
+        if edit is not None and str(find_edit(str(edit)) or edit) != self.config.edit:
+            raise ValueError(
+                f"the edit is {str(edit)!r}, expected {self.config.edit!r}, the only one that the editor has learned; "
+                "leave it out, or take another editor"
+            )
+        return None
+
+    def _embedded(self, condition: Tensor | None) -> Tensor | None:
+        if self.family is None:
+            return None
+        if condition is None:
+            raise ValueError(f"condition is missing: the editor learned {self.family}; see Editor.condition")
+        return self.embedding(condition.to(self.mean))
 
     def _rendering(self, params: Mapping[str, Tensor]) -> Rendering:
         coords = self.guides[0].get_buffer("coords")
@@ -238,33 +290,45 @@ class Editor(
         """The weights as the functional sees them, and the signs that bring their change back."""
         return canonicalize(params, self.config.siren) if self.config.canonical else (params, Signs([], []))
 
-    def edit_params(self, params: Mapping[str, Tensor], strength: float = 1.0) -> dict[str, Tensor]:
+    def edit_params(
+        self, params: Mapping[str, Tensor], strength: float = 1.0, condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The edited weights ``{name: (B, *shape)}``, differentiable; strength 0 gives the weights themselves."""
         check_strength(strength)
         if strength == 0.0:
             return {name: params[name].clone() for name in self.space.names}
-        change = self.change(params)
+        change = self.change(params, condition)
         return {name: torch.add(params[name], change[name], alpha=strength) for name in self.space.names}
 
     @torch.no_grad()
-    def forward(self, inrs: InrSet, strength: float = 1.0) -> InrSet:
+    def forward(
+        self,
+        inrs: InrSet,
+        strength: float = 1.0,
+        edit: str | Edit | Sequence[str | Edit] | None = None,
+    ) -> InrSet:
         """Edit INRs, without gradient.
 
         Args:
             inrs: INRs of the editor's architecture.
             strength: 0 (exactly the same INRs) to 1 (the whole edit).
+            edit: For an editor of several edits the one that is meant, such as ``"blur(sigma=1.3)"``, or one for each
+                INR.
 
         Raises:
-            ValueError: If the INRs are of another architecture, or the strength is out of range.
+            ValueError: If the INRs are of another architecture, the strength is out of range, or the editor has not
+                learned the edit.
         """
         self.check(inrs)
         check_strength(strength)
+        condition = self.condition(edit, len(inrs))
         if not len(inrs):
             return inrs.with_params(inrs.params)
         parts = []
         for start in range(0, len(inrs), NETWORKS_PER_CHUNK):
-            chunk = {name: value[start : start + NETWORKS_PER_CHUNK] for name, value in inrs.params.items()}
-            parts.append(self.edit_params(chunk, strength))
+            part = slice(start, start + NETWORKS_PER_CHUNK)
+            chunk = {name: value[part] for name, value in inrs.params.items()}
+            parts.append(self.edit_params(chunk, strength, None if condition is None else condition[part]))
         return inrs.with_params({name: torch.cat([part[name] for part in parts]) for name in inrs.params})
 
     def check(self, inrs: InrSet) -> None:
