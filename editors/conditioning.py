@@ -58,7 +58,7 @@ class Modulation(nn.Module):
 
 
 def with_constants(features: Features, told: Tensor) -> Features:
-    """Weight features with an embedding as further channels, constant over all entries, so that no permutation moves them.
+    """Weight features with an embedding as further channels, the same for all entries: no permutation moves it.
 
     Args:
         features: ``{name: (B, *axes, C)}``.

@@ -9,7 +9,7 @@ Example:
     >>> family.condition("blur(sigma=3)")
     Traceback (most recent call last):
     ...
-    ValueError: sigma of the edit 'blur(sigma=3)' is 3.0, expected 0.5 to 2; the editor learned blur(sigma=0.5..2), invert
+    ValueError: sigma of the edit 'blur(sigma=3)' is 3.0, expected 0.5 to 2; the editor learned blur(sigma=0.5..2), ...
 """
 
 from __future__ import annotations
