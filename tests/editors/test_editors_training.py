@@ -272,11 +272,11 @@ def break_changes(editor: Editor, calls: set[int]) -> None:
     """Let some calls of the editor give NaN."""
     change, made = editor.change, 0
 
-    def breaks(params: Any) -> dict[str, Tensor]:
+    def breaks(*inputs: Any) -> dict[str, Tensor]:
         nonlocal made
         made += 1
         factor = torch.nan if made in calls else 1.0
-        return {name: value * factor for name, value in change(params).items()}
+        return {name: value * factor for name, value in change(*inputs).items()}
 
     editor.change = breaks  # type: ignore[method-assign]
 
