@@ -81,7 +81,8 @@ def find_edit(text: str) -> Edit | None:
 def _read(text: str) -> Edit:
     """The edit of a name, or of a name with parameters."""
     edit, given = read_parts(text)
-    return edit.with_parameters(**{key: edit.parameter(key).read(value) for key, value in given.items()})
+    values = {key: edit.parameter(key).read(value) for key, value in given.items()}
+    return edit.with_parameters(**values) if values else edit
 
 
 def read_parts(text: str) -> tuple[Edit, dict[str, str]]:

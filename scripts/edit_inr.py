@@ -96,17 +96,16 @@ def load_editors(config: EditInrConfig) -> list[OneEdit]:
     """The editors to apply, in order."""
     if config.editor is None:
         names = config.edit or ("dilate",)
-        return [
+        editors = [
             Editor.load(name) if name.endswith(INRS) else Editor.pretrained(_named(name)) for name in names
         ]
+        for name, editor in zip(names, editors, strict=True):
+            _check_chosen(name, editor)
+        return [*editors]
     editor = Editor.load(config.editor)
-    if editor.family is not None:
-        if not config.edit:
-            raise ValueError(
-                f"the editor {config.editor} has learned several edits; say which to make, as in "
-                f"--edit {shlex.quote(str(editor.family.examples[-1]))}. It has learned {editor.family}"
-            )
+    if editor.family is not None and config.edit:
         return [ChosenEdit(editor, _at_its_end(name)) for name in config.edit]
+    _check_chosen(config.editor, editor)
     learned, expected = editor.config.edit, [_named(name) for name in config.edit]
     if expected not in ([], [learned]):
         raise ValueError(
@@ -114,6 +113,15 @@ def load_editors(config: EditInrConfig) -> list[OneEdit]:
             f"--edit {shlex.quote(learned)}, or another editor (several: --edit FILE --edit FILE, without --editor)"
         )
     return [editor]
+
+
+def _check_chosen(name: str | Path, editor: Editor) -> None:
+    """Refuse an editor of several edits of which none is chosen."""
+    if editor.family is not None:
+        raise ValueError(
+            f"the editor {name} has learned several edits, {editor.family}; say which to make, as in --editor {name} "
+            f"--edit {shlex.quote(str(editor.family.examples[-1]))}"
+        )
 
 
 def _at_its_end(name: str) -> str:

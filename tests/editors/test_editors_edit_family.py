@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -31,7 +33,9 @@ def test_a_family_writes_itself_and_is_read_again(text: str, written: str, width
     assert EditFamily.read(written) == family
 
 
-@pytest.mark.parametrize("text", ["dilate", "blur(sigma=2)", "translate(right=3, down=1)", "mine", "<lambda>"])
+@pytest.mark.parametrize(
+    "text", ["dilate", "blur(sigma=2)", "translate(right=3, down=1)", "mine", "<lambda>"]
+)
 def test_one_edit_is_no_family(text: str) -> None:
     assert find_family(text) is None
 
@@ -54,7 +58,10 @@ def test_one_edit_is_no_family(text: str) -> None:
         ("flip(direction=horizontal..vertical)", "words have no range; write an edit for each"),
         ("blur(sigma=1..2, invert", "cannot be read"),
         ("dilate, invert, dilate(size=3)", "'dilate' and 'dilate' of a family have edits in common"),
-        ("blur(sigma=0.5..1), blur", r"'blur\(sigma=0\.5\.\.1\)' and 'blur' of a family have edits in common"),
+        (
+            "blur(sigma=0.5..1), blur",
+            r"'blur\(sigma=0\.5\.\.1\)' and 'blur' of a family have edits in common",
+        ),
         ("translate(right=0..2), translate(down=0..2)", "have edits in common"),
     ],
 )
@@ -87,9 +94,15 @@ def test_what_tells_one_edit_from_another(edit: str | Edit, condition: list[floa
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        ("dilat", r"'dilat' is unknown, .*; did you mean 'dilate'\? It learned dilate, blur\(sigma=0\.5\.\.2\)"),
+        (
+            "dilat",
+            r"'dilat' is unknown, .*; did you mean 'dilate'\? It learned dilate, blur\(sigma=0\.5\.\.2\)",
+        ),
         ("invert", r"'invert' is no edit that the editor learned\. It learned dilate, "),
-        ("blur(sigma=2.1)", r"sigma of the edit 'blur\(sigma=2\.1\)' is 2\.1, expected 0\.5 to 2; the editor learned"),
+        (
+            "blur(sigma=2.1)",
+            r"sigma of the edit 'blur\(sigma=2\.1\)' is 2\.1, expected 0\.5 to 2; the editor learned",
+        ),
         ("dilate(size=5)", "size of the edit .* is 5, expected 3"),
         ("sharpen(amount=2)", r"sigma of the edit 'sharpen\(amount=2\)' is 1\.0, expected 2"),
         ("median(size=4)", "expected an odd whole number"),
@@ -104,7 +117,10 @@ def test_edits_outside_of_the_family(edit: str, match: str) -> None:
 def test_conditions_of_several_inrs() -> None:
     assert torch.equal(FAMILY.conditions("dilate", 2), FAMILY.conditions(["dilate", "dilate"], 2))
     assert FAMILY.conditions([], 0).shape == FAMILY.conditions("dilate", 0).shape == (0, 7)
-    for edit, match in ((None, r"edit is missing: .* as in edit='dilate'"), (["dilate"], "1 edits for 2 INRs")):
+    for edit, match in (
+        (None, r"edit is missing: .* as in edit='dilate'"),
+        (["dilate"], "1 edits for 2 INRs"),
+    ):
         with pytest.raises(ValueError, match=match):
             FAMILY.conditions(edit, 2)
 
@@ -113,7 +129,7 @@ def test_draws_take_turns_and_stay_in_the_family() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = [FAMILY.draw(9, generator) for _ in range(20)]
     numbers = [[FAMILY.find(edit)[0] for edit in edits] for edits in drawn]
-    assert all((later - now) % 4 == 1 for turn in numbers for now, later in zip(turn, turn[1:], strict=False))
+    assert all((later - now) % 4 == 1 for turn in numbers for now, later in pairwise(turn))
     assert {turn[0] for turn in numbers} == {0, 1, 2, 3}
     every = [edit for edits in drawn for edit in edits]
     assert {edit.values["size"] for edit in every if edit.name == "median"} == {3, 5, 7}
