@@ -265,8 +265,8 @@ class EditFamily:
 
     @property
     def examples(self) -> list[Edit]:
-        """One edit of each member, with its parameters in the middle."""
-        return [grid[len(grid) // 2] for grid in self.grid()]
+        """One edit of each member, with its parameters above the middle, which may stand for no change."""
+        return [grid[3 * len(grid) // 4] for grid in self.grid()]
 
     def grid(self) -> list[list[Edit]]:
         """For each member the edits that errors are measured with."""

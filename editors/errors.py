@@ -123,8 +123,22 @@ def editing_scores(
         ``median_error``, ``worst_error``; ``no_edit_error``; ``share``, the error by that of no edit; and
         ``inr_psnr_db``, how well the INRs fit the images before the edit. Errors as in :func:`editing_error`.
     """
-    errors, without = editing_errors(editor, inrs, targets, 1.0, edits), no_edit_error(inrs, targets)
-    error = editing_error(editor, inrs, targets, 1.0, edits)
+    return scores_of_edited(editor(inrs, 1.0, edits), inrs, targets)
+
+
+def scores_of_edited(edited: InrSet, inrs: InrSet, targets: Tensor) -> dict[str, float]:
+    """The scores of INRs that are edited already.
+
+    Args:
+        edited: The INRs after the edit.
+        inrs: The INRs before it.
+        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+
+    Returns:
+        See :func:`editing_scores`.
+    """
+    errors, without = editing_errors(None, edited, targets), no_edit_error(inrs, targets)
+    error = no_edit_error(edited, targets)
     return {
         "images": len(inrs),
         "error": error,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from editors.edit_family import EditFamily
 from editors.editor import Editor
-from editors.errors import as_targets, editing_scores, no_edit_error
+from editors.errors import as_targets, no_edit_error, scores_of_edited
 from editors.inr_set import InrSet
 from editors.named_edit import Edit
 
@@ -145,10 +145,11 @@ class Examples:
         """Mean error of leaving the INRs as they are."""
         return no_edit_error(self.inrs, self.targets)
 
-    def scores(self, editor: Editor) -> dict[str, float]:
-        """What :func:`editors.editing_scores` gives."""
-        return editing_scores(editor, self.inrs, self.targets, self.edits)
-
-    def scores_by_edit(self, editor: Editor) -> dict[str, dict[str, float]]:
-        """The scores of each edit of a family, by its name; empty for an editor of one."""
-        return {name: self[part].scores(editor) for name, part in self.groups.items()}
+    def scores(self, editor: Editor) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """What :func:`editors.editing_scores` gives, and the same for each edit of a family by its name."""
+        edited = editor(self.inrs, 1.0, self.edits)
+        by_edit = {
+            name: scores_of_edited(edited[part], self.inrs[part], self.targets[part])
+            for name, part in self.groups.items()
+        }
+        return scores_of_edited(edited, self.inrs, self.targets), by_edit

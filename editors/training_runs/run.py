@@ -241,8 +241,7 @@ class _EditorRun:
             for name in ("validation", "test"):
                 part = self.parts[name]
                 examples = Examples.of(training.editor.family, part.inrs, part.targets)
-                scores[name] = examples.scores(training.editor)
-                by_edit = examples.scores_by_edit(training.editor)
+                scores[name], by_edit = examples.scores(training.editor)
                 scores |= {f"{name}/{edit}": one for edit, one in by_edit.items()}
             metadata = self._metadata()
             training.editor.metadata = {

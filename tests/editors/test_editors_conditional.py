@@ -233,9 +233,9 @@ def test_examples_are_every_image_with_every_edit() -> None:
         assert family.find(edit)[0] == i // 6
         torch.testing.assert_close(examples.targets[i], edit(images[i % 6][None])[0])
     editor = make_editor()
-    scores = examples.scores_by_edit(editor)
+    whole, scores = examples.scores(editor)
     mean = sum(one["error"] for one in scores.values()) / 4
-    assert examples.scores(editor)["error"] == pytest.approx(mean, rel=1e-5)
+    assert whole["error"] == pytest.approx(mean, rel=1e-5)
     assert scores["invert"]["error"] == pytest.approx(editing_error(editor, inrs, 1 - images, edits="invert"))
     assert len(Examples.of(family, inrs[:2], images[:2])) == 8  # fewer than edits of a grid
 
@@ -247,7 +247,7 @@ def test_the_error_falls_and_each_edit_is_learned() -> None:
     editor = make_editor(family)
     examples = Examples.of(editor.family, inrs, images)
     train_editor(editor, inrs, images, config=config, validation=(inrs, images))
-    for name, one in examples.scores_by_edit(editor).items():
+    for name, one in examples.scores(editor)[1].items():
         assert one["share"] < 0.6, name
 
 

@@ -149,4 +149,4 @@ def test_a_grid_reaches_the_ends() -> None:
         assert sorted(edit.values[name] for edit in both) == [low + step for step in range(5)]
     assert both == VariedEdit.read("translate(right=-2..2, down=0..4)").grid()
     examples = [str(edit) for edit in FAMILY.examples]
-    assert examples == ["dilate", "blur(sigma=1.25)", "median(size=5)", "sharpen(amount=2, sigma=2)"]
+    assert examples == ["dilate", "blur(sigma=1.625)", "median(size=7)", "sharpen(amount=2.5, sigma=2)"]
