@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import textwrap
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from editors.pictures import draw_rows
 from editors.training import EditorTraining, progress_bar
 from editors.training_runs.config import EditorRunConfig
 from editors.training_runs.data import Part, Source, load_parts, load_source, prepare
-from editors.training_runs.folder import EditorLog, EditorRunFolder, draw_training
+from editors.training_runs.folder import TITLE_WIDTH, EditorLog, EditorRunFolder, draw_training
 from editors.training_targets import Examples
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.meta.logs import check_tensorboard
@@ -210,8 +211,9 @@ class _EditorRun:
         else:
             for shown in editor.family.examples[:SHOWN_EDITS]:
                 rows |= {f"{shown}": shown(targets), f"{shown}, learned": editor(some, edit=shown).render()}
+        what = textwrap.fill(f"Validation INRs, edit {edit!r}, {when}.", TITLE_WIDTH)
         title = (
-            f"Validation INRs, edit {edit!r}, {when}. Mean squared error, values in [-1, 1]:\n"
+            f"{what} Mean squared error, values in [-1, 1]:\n"
             f"no edit {self.no_edit:.4f}, learned edit {error:.4f} ({len(part.inrs)} images)"
         )
         draw_rows(self.folder.samples, rows, title)

@@ -102,7 +102,9 @@ def test_an_editor_of_several_edits(tmp_path: Path, capsys: pytest.CaptureFixtur
     several = save_editor(tmp_path / "several.safetensors", edit="blur(sigma=0.5..2), invert")
     picture, out, gif = save_picture(tmp_path / "a.png"), tmp_path / "out.png", tmp_path / "a.gif"
     command = [str(picture), "-o", str(out), "--gif", str(gif), "--editor", str(several)]
-    assert main([*command, "--edit", "blur(sigma=1.3)", "--edit", "invert"]) == 0
+    report = tmp_path / "a.html"
+    assert main([*command, "--edit", "blur(sigma=1.3)", "--edit", "invert", "--report", str(report)]) == 0
+    assert "blur(sigma=1.3), then invert" in report.read_text()
     assert "to the exact blur(sigma=1.3), then invert: " in capsys.readouterr().out
     assert main([*command, "--edit", "blur(sigma=0.5..2)"]) == 0
     assert "to the exact blur(sigma=2): " in capsys.readouterr().out
