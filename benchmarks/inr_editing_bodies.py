@@ -128,7 +128,7 @@ class SampledGradients(Editor):
             sizes = [(self.std[i] * gradient[name]).square().mean() for gradient in gradients]
             self.size[i] = torch.stack(sizes).mean().sqrt()
 
-    def change(self, params: Params) -> dict[str, Tensor]:
+    def change(self, params: Params, condition: Tensor | None = None) -> dict[str, Tensor]:
         """See :class:`~editors.Editor`."""
         seen, signs = self._seen(params)
         places = range(len(self.space.names))

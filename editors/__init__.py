@@ -7,6 +7,8 @@ pictures = edited.render()
 """
 
 from editors.canonical import Signs, canonicalize
+from editors.chosen_edit import ChosenEdit
+from editors.edit_family import EditFamily
 from editors.editor import WEIGHTS_ONLY, Editor, EditorConfig
 from editors.edits import EDITS, Edit, find_edit, get_edit
 from editors.errors import editing_error, editing_errors, editing_scores, no_edit_error, score_table
@@ -15,7 +17,7 @@ from editors.fit_options import FitOptions
 from editors.fitting import fit
 from editors.guide import Guide, GuideConfig
 from editors.inr_set import InrSet
-from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, strength_sweep
+from editors.picture_edit import PictureEdit, edit_picture, edit_tiles, parameter_sweep, strength_sweep
 from editors.pictures import draw_rows
 from editors.public_sets import PublicInr, list_public_inrs, load_public_inrs
 from editors.report import write_report
@@ -45,9 +47,11 @@ __all__ = [
     # edits of images
     "EDITS",
     "Edit",
+    "EditFamily",
     "find_edit",
     "get_edit",
     # edits of weights
+    "ChosenEdit",
     "Editor",
     "EditorConfig",
     "WEIGHTS_ONLY",
@@ -64,6 +68,7 @@ __all__ = [
     "editing_scores",
     "fit_picture",
     "no_edit_error",
+    "parameter_sweep",
     "pretrained_editors",
     "score_table",
     "strength_sweep",

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from editors.averaging import AVERAGE_OF, averaged_config, averaged_set, interleave, repeat_each
 from editors.canonical import Signs, canonicalize
+from editors.conditioning import EMBEDDING, ConditionEmbedding, with_constants
+from editors.edit_family import EditFamily, find_family
 from editors.edits import find_edit
 from editors.guide import Guide, GuideConfig, Rendering, pull_back, render_for_gradient
 from editors.inr_set import InrSet
+from editors.named_edit import Edit
 from editors.shipped import pretrained_path
 from editors.siren import COORDINATES, Siren, SirenConfig
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
@@ -61,7 +64,8 @@ class EditorConfig:
     Attributes:
         siren: Architecture of the INRs.
         edit: The image edit, as text: a name, or a name with parameters as `get_edit` reads them. Stored as the edit
-            writes itself.
+            writes itself. Or a family of edits, such as ``blur(sigma=0.5..2), invert``, as
+            :meth:`~editors.edit_family.EditFamily.read` reads it: the editor is then told which of them is meant.
         image_size: (height, width) of the images that the INRs were fitted to.
         symmetry: ``"all"`` (NP; the position encoding tells inputs and outputs apart) or ``"hidden"`` (HNP).
         canonical: Whether the functional sees each INR in the representative of its signs and phases
@@ -101,7 +105,7 @@ class EditorConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "edit", str(find_edit(self.edit) or self.edit))
+        object.__setattr__(self, "edit", str(self.family or find_edit(self.edit) or self.edit))
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}, expected (height, width), both at least 1")
         for name in ("refinements", "outputs"):
@@ -117,6 +121,11 @@ class EditorConfig:
     def edited_siren(self) -> SirenConfig:
         """Architecture of the edited INRs: that of the INRs, or with several outputs a wider one."""
         return averaged_config(self.siren, self.outputs)
+
+    @property
+    def family(self) -> EditFamily | None:
+        """The edits of an editor of several; None for an editor of one."""
+        return find_family(self.edit)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EditorConfig:
@@ -153,6 +162,9 @@ class Editor(
     With several outputs the last :math:`f_R` gives as many :math:`W_R`, and the edited picture is the mean of what
     they show.
 
+    An editor of a family of edits is told which one is meant, ``editor(inrs, edit="blur(sigma=1.3)")``: guides and
+    functionals are given an embedding of it, which is the same for all neurons.
+
     ``save_pretrained(folder)``, ``push_to_hub(repository)`` and ``from_pretrained(folder or repository)`` are those of
     :class:`huggingface_hub.ModelHubMixin`. Only the latter two may need a network; ``from_pretrained(repository,
     local_files_only=True)`` takes what was downloaded before.
@@ -176,21 +188,28 @@ class Editor(
 
     def __init__(self, config: EditorConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.family = config, config.family
         self.metadata: dict[str, Any] = {}
         self.space = WeightSpace.from_module(
             Siren(config.siren), torch.zeros(2, COORDINATES), symmetry=config.symmetry
         )
         generator = generator or torch.Generator().manual_seed(0)
         guided = config.guide.channels > 0
-        body = dataclasses.replace(config.body, in_channels=config.body.in_channels + guided)
+        told = self.family is not None
+        body = dataclasses.replace(
+            config.body, in_channels=config.body.in_channels + guided + EMBEDDING * told
+        )
+        if self.family:
+            self.embedding = ConditionEmbedding(self.family.width, generator=generator)
         self.bodies, self.guides = nn.ModuleList(), nn.ModuleList()
         for step in range(config.refinements):
             if step == config.refinements - 1:
                 body = dataclasses.replace(body, out_channels=config.outputs)
             self.bodies.append(EquivariantFunctional(self.space, body, generator=generator))
             if guided:
-                self.guides.append(Guide(config.guide, config.siren, config.image_size, generator=generator))
+                self.guides.append(
+                    Guide(config.guide, config.siren, config.image_size, told=told, generator=generator)
+                )
         self.register_buffer("mean", torch.zeros(len(self.space.names)))
         self.register_buffer("std", torch.ones(len(self.space.names)))
         if guided:
@@ -209,40 +228,73 @@ class Editor(
         if len(self.guides):
             some = {name: value[:STATISTICS_FROM] for name, value in params.items()}
             rendering = self._rendering(some)
-            gradient = pull_back(some, rendering, self.guides[0](rendering.values, rendering.values))
+            told = self._embedded(self.family.spread(len(rendering.values)) if self.family else None)
+            gradient = pull_back(some, rendering, self.guides[0](rendering.values, rendering.values, told))
             for i, name in enumerate(self.space.names):
                 self.gradient_size[i] = (self.std[i] * gradient[name]).square().mean().sqrt().clamp_min(1e-6)
 
-    def change(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def change(self, params: Mapping[str, Tensor], condition: Tensor | None = None) -> dict[str, Tensor]:
         """The change of the weights at strength 1, differentiable.
 
         Args:
             params: Weights ``{name: (B, *shape)}``.
+            condition: For an editor of several edits which one is meant for each INR, as :meth:`condition` gives it.
 
         Returns:
             ``{name: (B * outputs, *shape)}``; those of one INR are neighbours.
         """
         names = self.space.names
         start, signs = self._seen(params)
-        edited, before = [dict(start)], None
+        edited, before, told = [dict(start)], None, self._embedded(condition)
         for step, body in enumerate(self.bodies):
             (now,) = edited  # only the last refinement makes several
             channels = [{name: (now[name] - mean) / std for name, mean, std, _ in self._sizes()}]
             if len(self.guides):
                 rendering = self._rendering(now)
                 before = rendering.values if before is None else before
-                gradient = pull_back(now, rendering, self.guides[step](rendering.values, before))
+                gradient = pull_back(now, rendering, self.guides[step](rendering.values, before, told))
                 channels.append({name: gradient[name] * (std / size) for name, _, std, size in self._sizes()})
-            features = body(self.space.as_features(*channels))
-            edited = [self._moved(now, features, channel) for channel in range(features[names[0]].shape[-1])]
+            features = self.space.as_features(*channels)
+            written = body(features if told is None else with_constants(features, told))
+            edited = [self._moved(now, written, channel) for channel in range(written[names[0]].shape[-1])]
         return interleave([signs.apply({name: one[name] - start[name] for name in names}) for one in edited])
 
     def _moved(
-        self, now: Mapping[str, Tensor], features: Mapping[str, Tensor], channel: int
+        self, now: Mapping[str, Tensor], written: Mapping[str, Tensor], channel: int
     ) -> dict[str, Tensor]:
         """Weights changed by one channel of what a functional has written."""
-        raw = self.space.from_features(features, channel)
+        raw = self.space.from_features(written, channel)
         return {name: torch.addcmul(now[name], raw[name], std) for name, _, std, _ in self._sizes()}
+
+    def condition(self, edit: str | Edit | Sequence[str | Edit] | None, count: int) -> Tensor | None:
+        """Which edit is meant, as numbers.
+
+        Args:
+            edit: One for all INRs, or one for each. None, or the edit it has learned, for an editor of one.
+            count: Number of INRs.
+
+        Returns:
+            Of shape (count, width of the family); None for an editor of one edit.
+
+        Raises:
+            ValueError: If the editor has not learned the edit, or it is not said which of several is meant, or there
+                is not one for each INR.
+        """
+        if self.family:
+            return self.family.conditions(edit, count).to(self.mean)
+        if edit is not None and str(find_edit(str(edit)) or edit) != self.config.edit:
+            raise ValueError(
+                f"the edit is {str(edit)!r}, expected {self.config.edit!r}, the only one that the editor has learned; "
+                "leave it out, or take another editor"
+            )
+        return None
+
+    def _embedded(self, condition: Tensor | None) -> Tensor | None:
+        if self.family is None:
+            return None
+        if condition is None:
+            raise ValueError(f"condition is missing: the editor learned {self.family}; see Editor.condition")
+        return self.embedding(condition.to(self.mean))
 
     def _rendering(self, params: Mapping[str, Tensor]) -> Rendering:
         coords = self.guides[0].get_buffer("coords")
@@ -262,48 +314,65 @@ class Editor(
         """The weights as the functional sees them, and the signs that bring their change back."""
         return canonicalize(params, self.config.siren) if self.config.canonical else (params, Signs([], []))
 
-    def edit_params(self, params: Mapping[str, Tensor], strength: float = 1.0) -> dict[str, Tensor]:
+    def edit_params(
+        self, params: Mapping[str, Tensor], strength: float = 1.0, condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The edited weights ``{name: (B * outputs, *shape)}``, differentiable.
 
         Those of one INR are neighbours, and the mean of what they show is the edited picture. Strength 0 gives the
-        weights themselves.
+        weights themselves. For the condition see :meth:`change`.
         """
         check_strength(strength)
         each = repeat_each(params, self.config.outputs)
         if strength == 0.0:
             return {name: each[name].clone() for name in self.space.names}
-        change = self.change(params)
+        change = self.change(params, condition)
         return {name: torch.add(each[name], change[name], alpha=strength) for name in self.space.names}
 
     @torch.no_grad()
-    def forward(self, inrs: InrSet, strength: float = 1.0) -> InrSet:
+    def forward(
+        self,
+        inrs: InrSet,
+        strength: float = 1.0,
+        edit: str | Edit | Sequence[str | Edit] | None = None,
+    ) -> InrSet:
         """Edit INRs, without gradient.
 
         Args:
             inrs: INRs of the editor's architecture.
             strength: 0 (exactly the same INRs) to 1 (the whole edit).
+            edit: For an editor of several edits the one that is meant, such as ``"blur(sigma=1.3)"``, or one for each
+                INR.
 
         Returns:
             INRs of the architecture ``config.edited_siren``, whatever the strength. That of an editor with several
             outputs is wider, and at strength 0 shows what the INRs show, but for rounding.
 
         Raises:
-            ValueError: If the INRs are of another architecture, or the strength is out of range.
+            ValueError: If the INRs are of another architecture, the strength is out of range, or the editor has not
+                learned the edit.
         """
-        params, outputs = self.edited_weights(inrs, strength), self.config.outputs
+        params, outputs = self.edited_weights(inrs, strength, edit), self.config.outputs
         return inrs.with_params(params) if outputs == 1 else averaged_set(inrs, params, outputs)
 
     @torch.no_grad()
-    def edited_weights(self, inrs: InrSet, strength: float = 1.0) -> dict[str, Tensor]:
+    def edited_weights(
+        self,
+        inrs: InrSet,
+        strength: float = 1.0,
+        edit: str | Edit | Sequence[str | Edit] | None = None,
+    ) -> dict[str, Tensor]:
         """What :meth:`edit_params` gives for any number of INRs, without gradient; see :meth:`forward`."""
         self.check(inrs)
         check_strength(strength)
+        condition = self.condition(edit, len(inrs))
         if not len(inrs):
             return dict(inrs.params)
         parts = []
         for start in range(0, len(inrs), NETWORKS_PER_CHUNK):
-            chunk = {name: value[start : start + NETWORKS_PER_CHUNK] for name, value in inrs.params.items()}
-            parts.append(self.edit_params(chunk, strength))
+            part = slice(start, start + NETWORKS_PER_CHUNK)
+            chunk = {name: value[part] for name, value in inrs.params.items()}
+            parts.append(self.edit_params(chunk, strength, None if condition is None else condition[part]))
         return {name: torch.cat([part[name] for part in parts]) for name in inrs.params}
 
     def check(self, inrs: InrSet) -> None:

@@ -80,6 +80,17 @@ def find_edit(text: str) -> Edit | None:
 
 def _read(text: str) -> Edit:
     """The edit of a name, or of a name with parameters."""
+    edit, given = read_parts(text)
+    values = {key: edit.parameter(key).read(value) for key, value in given.items()}
+    return edit.with_parameters(**values) if values else edit
+
+
+def read_parts(text: str) -> tuple[Edit, dict[str, str]]:
+    """The edit that a text names, with its defaults, and the parameters that the text gives, as text.
+
+    Raises:
+        ValueError: If there is no edit of that name, or the parameters cannot be read.
+    """
     name, parenthesis, rest = text.partition("(")
     if name not in EDITS:
         hint = closest(re.split(r"\W", name)[0], EDITS)
@@ -89,7 +100,7 @@ def _read(text: str) -> Edit:
         )
     edit = EDITS[name]
     if not parenthesis:
-        return edit
+        return edit, {}
     pairs = [
         re.fullmatch(r"\s*(\w+)\s*=\s*([\w.+-]+)\s*", part) for part in rest.removesuffix(")").split(",")
     ]
@@ -99,4 +110,4 @@ def _read(text: str) -> Edit:
             f"the edit {text!r} cannot be read, expected a name and, in parentheses, each parameter at most once with "
             "its value; write it as in 'blur(sigma=2)' or 'translate(right=3, down=1)'"
         )
-    return edit.with_parameters(**{key: edit.parameter(key).read(value) for key, value in given.items()})
+    return edit, given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from editors.averaging import mean_of_groups
 from editors.editor import Editor
 from editors.inr_set import InrSet
+from editors.named_edit import Edit
 from editors.siren import coordinates, siren_apply
 
 __all__ = ["editing_error", "editing_errors", "editing_scores", "no_edit_error", "score_table"]
@@ -51,7 +52,13 @@ def no_edit_error(inrs: InrSet, targets: Tensor) -> float:
     return _mean_error(inrs, inrs.params, targets)
 
 
-def editing_error(editor: Editor, inrs: InrSet, targets: Tensor, strength: float = 1.0) -> float:
+def editing_error(
+    editor: Editor,
+    inrs: InrSet,
+    targets: Tensor,
+    strength: float = 1.0,
+    edits: str | Edit | Sequence[str | Edit] | None = None,
+) -> float:
     """Mean squared error between rendered edited INRs and edited images.
 
     Args:
@@ -59,15 +66,22 @@ def editing_error(editor: Editor, inrs: InrSet, targets: Tensor, strength: float
         inrs: INRs of the images before the edit.
         targets: The edited images, values in [0, 1], shape (B, H, W, C).
         strength: Strength of the edit.
+        edits: For an editor of several edits the one that is meant, or one for each INR.
 
     Returns:
         The error with image values in [-1, 1], as the NFN and NFT papers give it: 4 times that of [0, 1].
     """
-    return _mean_error(inrs, editor.edited_weights(inrs, strength), targets)
+    return _mean_error(inrs, editor.edited_weights(inrs, strength, edits), targets)
 
 
 @torch.no_grad()
-def editing_errors(editor: Editor | None, inrs: InrSet, targets: Tensor, strength: float = 1.0) -> Tensor:
+def editing_errors(
+    editor: Editor | None,
+    inrs: InrSet,
+    targets: Tensor,
+    strength: float = 1.0,
+    edits: str | Edit | Sequence[str | Edit] | None = None,
+) -> Tensor:
     """The error of each image, of which :func:`editing_error` is the mean.
 
     Args:
@@ -75,6 +89,7 @@ def editing_errors(editor: Editor | None, inrs: InrSet, targets: Tensor, strengt
         inrs: INRs of the images before the edit.
         targets: The edited images, values in [0, 1], shape (B, H, W, C).
         strength: Strength of the edit.
+        edits: For an editor of several edits the one that is meant, or one for each INR.
 
     Returns:
         Mean squared errors, image values in [-1, 1], shape (B,).
@@ -86,7 +101,7 @@ def editing_errors(editor: Editor | None, inrs: InrSet, targets: Tensor, strengt
         >>> errors.shape, bool((errors < 1e-3).all())
         (torch.Size([3]), True)
     """
-    params = inrs.params if editor is None else editor.edited_weights(inrs, strength)
+    params = inrs.params if editor is None else editor.edited_weights(inrs, strength, edits)
     return torch.cat([part.mean((1, 2)) for part in _chunks(inrs, params, targets)])
 
 
@@ -107,21 +122,41 @@ def _chunks(inrs: InrSet, params: Mapping[str, Tensor], targets: Tensor) -> Iter
         yield squared_errors(inrs, some, wanted[start : start + INRS_PER_CHUNK])
 
 
-def editing_scores(editor: Editor, inrs: InrSet, targets: Tensor) -> dict[str, float]:
+def editing_scores(
+    editor: Editor,
+    inrs: InrSet,
+    targets: Tensor,
+    edits: str | Edit | Sequence[str | Edit] | None = None,
+) -> dict[str, float]:
     """What is told of an editor on held-out INRs.
 
     Args:
         editor: The editor.
         inrs: INRs of the images before the edit.
         targets: The edited images, values in [0, 1], shape (B, H, W, C).
+        edits: For an editor of several edits the one that is meant, or one for each INR.
 
     Returns:
         ``images`` (their number); ``error`` (mean over the images), ``error_of_mean`` (standard error of this mean),
         ``median_error``, ``worst_error``; ``no_edit_error``; ``share``, the error by that of no edit; and
         ``inr_psnr_db``, how well the INRs fit the images before the edit. Errors as in :func:`editing_error`.
     """
-    errors, without = editing_errors(editor, inrs, targets), no_edit_error(inrs, targets)
-    error = editing_error(editor, inrs, targets)
+    return scores_of_edited(editor(inrs, 1.0, edits), inrs, targets)
+
+
+def scores_of_edited(edited: InrSet, inrs: InrSet, targets: Tensor) -> dict[str, float]:
+    """The scores of INRs that are edited already.
+
+    Args:
+        edited: The INRs after the edit.
+        inrs: The INRs before it.
+        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+
+    Returns:
+        See :func:`editing_scores`.
+    """
+    errors, without = editing_errors(None, edited, targets), no_edit_error(inrs, targets)
+    error = no_edit_error(edited, targets)
     return {
         "images": len(inrs),
         "error": error,

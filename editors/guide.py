@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from editors.conditioning import Modulation
 from editors.siren import COORDINATES, SirenConfig, coordinates
 
 __all__ = ["Guide", "GuideConfig", "Rendering", "pull_back", "render_for_gradient"]
@@ -118,16 +119,19 @@ class Guide(nn.Module):
     """A small convolutional network from what an INR shows to how that might change.
 
     It is given the picture as it is, the picture before any change, and the coordinates. Behind each convolution
-    but the last every pixel also hears the mean of all (not at initialisation).
+    but the last every pixel also hears the mean of all (not at initialisation). One that is told which edit is meant
+    has the channels that each convolution gives scaled and shifted by that.
 
     Args:
         config: Sizes.
         siren: Architecture of the INRs.
         image_size: (height, width) of the grid.
+        told: Whether it is told which edit is meant.
         generator: Source of the initial weights.
 
     Shapes:
-        in: pictures now and before, (B, C, height * width) each, values in [-1, 1]; out: likewise.
+        in: pictures now and before, (B, C, height * width) each, values in [-1, 1], and, if it is told, embeddings
+        (B, EMBEDDING) of :mod:`editors.conditioning`; out: as the pictures.
     """
 
     coords: Tensor
@@ -138,6 +142,7 @@ class Guide(nn.Module):
         siren: SirenConfig,
         image_size: tuple[int, int],
         *,
+        told: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -152,15 +157,22 @@ class Guide(nn.Module):
             _convolution(into, out, generator) for into, out in itertools.pairwise(widths)
         )
         self.contexts = nn.ModuleList(_silent(width) for width in widths[1:-1])
+        self.modulations = nn.ModuleList(
+            Modulation(width, generator=generator) for width in (widths[1:] if told else [])
+        )
 
-    def forward(self, now: Tensor, before: Tensor) -> Tensor:
+    def forward(self, now: Tensor, before: Tensor, told: Tensor | None = None) -> Tensor:
         """See the class."""
         places = self.coords.t().expand(len(now), -1, -1)
         hidden = torch.cat([now, before, places], 1).unflatten(2, self.image_size)
-        for convolution, context in zip(self.convolutions[:-1], self.contexts, strict=True):
-            hidden = torch.relu(convolution(hidden))
+        for layer, context in enumerate(self.contexts):
+            hidden = torch.relu(self._convolve(layer, hidden, told))
             hidden = hidden + context(hidden.mean((2, 3)))[..., None, None]
-        return self.convolutions[-1](hidden).flatten(2)
+        return self._convolve(len(self.contexts), hidden, told).flatten(2)
+
+    def _convolve(self, layer: int, hidden: Tensor, told: Tensor | None) -> Tensor:
+        hidden = self.convolutions[layer](hidden)
+        return hidden if told is None else self.modulations[layer](hidden, told)
 
 
 def _convolution(into: int, out: int, generator: torch.Generator | None) -> nn.Conv2d:

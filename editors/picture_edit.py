@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from editors.chosen_edit import ChosenEdit
+from editors.edit_family import VariedEdit
 from editors.editor import Editor, check_strength
 from editors.edits import find_edit
 from editors.tiling import TiledPicture, fit_picture
 
-__all__ = ["PictureEdit", "edit_picture", "edit_tiles", "strength_sweep"]
+__all__ = ["PictureEdit", "edit_picture", "edit_tiles", "parameter_sweep", "strength_sweep"]
+
+OneEdit: TypeAlias = "Editor | ChosenEdit"
+"""An editor of one edit, or one edit of an editor of several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +53,24 @@ class PictureEdit:
     no_edit_error: float | None
 
 
-def check_editors(editors: Editor | Sequence[Editor]) -> tuple[Editor, ...]:
-    """One editor or several as a tuple, checked: at least one, and all for the same INRs.
+def check_editors(editors: OneEdit | Sequence[OneEdit]) -> tuple[OneEdit, ...]:
+    """One editor or several as a tuple, checked: at least one, each of one edit, and all for the same INRs.
 
     Raises:
-        ValueError: Naming the first editor that is for other INRs than the first of all, or makes other INRs than
-            the next one can edit.
+        ValueError: Naming the first editor of several edits, or that is for other INRs than the first of all, or that
+            makes other INRs than the next one can edit.
     """
-    chain = (editors,) if isinstance(editors, Editor) else tuple(editors)
+    chain = (editors,) if isinstance(editors, (Editor, ChosenEdit)) else tuple(editors)
     if not chain:
         raise ValueError("there is no editor, expected at least one")
     first = chain[0].config
     for number, editor in enumerate(chain):
         config = editor.config
+        if config.family is not None:
+            raise ValueError(
+                f"editor {number + 1} learned several edits, {config.edit}, expected one of them to be chosen, as in "
+                f"ChosenEdit(editor, {str(config.family.examples[0])!r})"
+            )
         if (config.siren, config.image_size) != (first.siren, first.image_size):
             raise ValueError(
                 f"editor {number + 1} of the chain ({config.edit!r}) is for INRs {config.siren} of {config.image_size} "
@@ -75,7 +86,7 @@ def check_editors(editors: Editor | Sequence[Editor]) -> tuple[Editor, ...]:
     return chain
 
 
-def exact_edit(picture: Tensor, editors: Sequence[Editor]) -> Tensor | None:
+def exact_edit(picture: Tensor, editors: Sequence[OneEdit]) -> Tensor | None:
     """The exact edits of a picture (H, W, C), one after the other; None if one is not in `editors.EDITS`."""
     for editor in editors:
         edit = find_edit(editor.config.edit)
@@ -85,7 +96,7 @@ def exact_edit(picture: Tensor, editors: Sequence[Editor]) -> Tensor | None:
     return picture
 
 
-def _check_local(editors: Sequence[Editor], size: tuple[int, int]) -> None:
+def _check_local(editors: Sequence[OneEdit], size: tuple[int, int]) -> None:
     """Refuse edits that cannot be made tile by tile on a picture that is not one tile."""
     for editor in editors:
         edit, tile = find_edit(editor.config.edit), editor.config.image_size
@@ -97,7 +108,7 @@ def _check_local(editors: Sequence[Editor], size: tuple[int, int]) -> None:
 
 
 def edit_tiles(
-    tiled: TiledPicture, editors: Editor | Sequence[Editor], strength: float = 1.0
+    tiled: TiledPicture, editors: OneEdit | Sequence[OneEdit], strength: float = 1.0
 ) -> TiledPicture:
     """Edit the weights of all INRs of a picture.
 
@@ -126,7 +137,7 @@ def edit_tiles(
 
 def strength_sweep(
     tiled: TiledPicture,
-    editors: Editor | Sequence[Editor],
+    editors: OneEdit | Sequence[OneEdit],
     strengths: Sequence[float],
     *,
     whole: TiledPicture | None = None,
@@ -158,9 +169,38 @@ def strength_sweep(
         yield none.with_inrs(none.inrs.with_params(params))
 
 
+def parameter_sweep(
+    tiled: TiledPicture,
+    editor: Editor,
+    edits: str | Sequence[str],
+    fractions: Sequence[float],
+    strength: float = 1.0,
+) -> Iterator[TiledPicture]:
+    """The edited picture while parameters go through their ranges, one after the other.
+
+    Args:
+        tiled: The picture before the edit.
+        editor: An editor of several edits.
+        edits: One of its edits with a range, such as ``"blur(sigma=0.5..2)"``, or several, which edit the weights one
+            after the other, all at the same fraction of their ranges.
+        fractions: Each 0 (the least value) to 1 (the greatest).
+        strength: Strength of each edit.
+
+    Yields:
+        The edited picture, to be rendered at any resolution.
+
+    Raises:
+        ValueError: As :func:`edit_tiles`, or if the editor has not learned an edit.
+    """
+    varied = [VariedEdit.read(each) for each in ([edits] if isinstance(edits, str) else edits)]
+    for fraction in fractions:
+        now = [str(each.at([fraction] * len(each.ranges))) for each in varied]
+        yield edit_tiles(tiled, [ChosenEdit(editor, edit) for edit in now], strength)
+
+
 def edit_picture(
     picture: Tensor | TiledPicture,
-    editors: Editor | Sequence[Editor],
+    editors: OneEdit | Sequence[OneEdit],
     *,
     strength: float = 1.0,
     overlap: int | None = None,
@@ -176,7 +216,8 @@ def edit_picture(
     Args:
         picture: Pixel values in [0, 1], shape (H, W, C); or a picture whose INRs are fitted already, which stands
             for the pixels that these show.
-        editors: The editor, or several of the same INRs, which then edit the weights one after the other.
+        editors: The editor, or several of the same INRs, which then edit the weights one after the other. Of an editor
+            of several edits one is chosen by :class:`~editors.chosen_edit.ChosenEdit`.
         strength: 0 (no edit) to 1 (the whole edit), of each editor.
         overlap: Pixels that neighbouring tiles share; half a tile if not given.
         seed: Seed of the INRs' initial parameters.

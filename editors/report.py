@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from editors.editor import Editor
 from editors.inr_set import InrSet
-from editors.picture_edit import PictureEdit, check_editors, edit_tiles, strength_sweep
+from editors.picture_edit import OneEdit, PictureEdit, check_editors, edit_tiles, strength_sweep
 from editors.tiling import TiledPicture
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.data.pictures import encode_image
@@ -51,7 +50,7 @@ CHART = (420, 170, 52, 12, 28)
 def write_report(
     path: str | os.PathLike[str],
     done: PictureEdit,
-    editors: Editor | Sequence[Editor],
+    editors: OneEdit | Sequence[OneEdit],
     *,
     name: str,
     seconds: float,
@@ -98,7 +97,7 @@ def _shown_size(shape: Sequence[int]) -> tuple[int, int]:
 def _page(
     done: PictureEdit,
     whole: TiledPicture,
-    chain: Sequence[Editor],
+    chain: Sequence[OneEdit],
     name: str,
     seconds: float,
     size: tuple[int, int],

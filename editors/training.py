@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from editors.editor import Editor
-from editors.errors import as_targets, editing_error, no_edit_error, squared_errors
+from editors.errors import editing_error, no_edit_error, squared_errors
 from editors.inr_set import InrSet
 from editors.training_config import TrainEditorConfig
+from editors.training_targets import Examples, training_targets
 from nfn_opt.meta.outer import below
 from nfn_opt.meta.processes import Processes
 
@@ -50,9 +51,10 @@ def train_editor(
     Args:
         editor: The editor; its statistics are taken from `inrs`.
         inrs: INRs of the images before the edit.
-        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+        targets: The edited images, values in [0, 1], shape (B, H, W, C). For an editor of several edits the images
+            before the edit: every step draws edits and makes its targets from these.
         config: How to train.
-        validation: Further INRs and their edited images, for choosing the weights that are kept.
+        validation: Further INRs and their images, likewise, for choosing the weights that are kept.
         progress: Show a progress bar.
 
     Returns:
@@ -102,15 +104,17 @@ class EditorTraining:
     Args:
         editor: The editor, which is changed in place; its statistics are taken from `inrs`.
         inrs: INRs of the images before the edit.
-        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+        targets: The edited images, values in [0, 1], shape (B, H, W, C). For an editor of several edits the images
+            before the edit: every step draws edits and makes its targets from these.
         config: How to train.
-        validation: Further INRs and their edited images, for choosing the weights that are kept.
+        validation: Further INRs and their images, likewise, for choosing the weights that are kept.
         processes: Those that share the training and all hold the same INRs; this one alone if not given.
 
     Attributes:
         step: Steps made.
         seconds: Time they and the validations took.
         history: One record for each validation, see :func:`train_editor`.
+        examples: The validation INRs with their edited images, for a family with each of its edits.
         best: Smallest validation error so far.
         best_step: The step after which it was measured.
         skipped: Steps that changed nothing, because the error or the gradient was not finite.
@@ -146,11 +150,11 @@ class EditorTraining:
                 f"there are {self.processes.size} processes for batches of {self.config.batch_size} INRs; start at "
                 "most as many processes, or raise batch_size"
             )
-        self.editor, self._inrs, self._targets = editor, inrs, as_targets(inrs, targets)
+        self.editor, self._inrs, self._targets = editor, inrs, training_targets(editor, inrs, targets)
+        self.examples: Examples | None = None
         if validation:
-            as_targets(*validation)
             editor.check(validation[0])
-        self._validation = validation
+            self.examples = Examples.of(editor.family, *validation)
         editor.standardize(inrs)
         self._order = torch.Generator().manual_seed(self.config.seed)
         self._optimizer = torch.optim.AdamW(
@@ -224,9 +228,12 @@ class EditorTraining:
     def gradient(self) -> tuple[float, float]:
         """Leave the clipped gradient of the next batch in the editor; the error, and the norm before clipping."""
         index = torch.randint(len(self._inrs), (self.config.batch_size,), generator=self._order)
-        mine = index[self.processes.rank :: self.processes.size].to(self._targets.device)
+        share = slice(self.processes.rank, None, self.processes.size)
+        targets, condition = self._targets.batch(index, share, self._order)
+        mine = index[share].to(targets.device)
         params = {name: value[mine] for name, value in self._inrs.params.items()}
-        loss = squared_errors(self._inrs, self.editor.edit_params(params), self._targets[mine]).mean()
+        edited = self.editor.edit_params(params, condition=condition)
+        loss = squared_errors(self._inrs, edited, targets).mean()
         self._optimizer.zero_grad()
         if self.processes.size == 1 and not torch.isfinite(loss):
             return loss.item(), math.nan
@@ -256,7 +263,7 @@ class EditorTraining:
         """Measure the error on the validation INRs, and keep the weights if it is the smallest; the record."""
         started = time.perf_counter()
         train = sum(self._recent) / len(self._recent) if self._recent else math.nan
-        measured = train if self._validation is None else self._validation_error(*self._validation)
+        measured = train if self.examples is None else self._validation_error(self.examples)
         self._recent = []
         if measured < self.best:
             self.best, self.best_step, self.stale = measured, self.step, 0
@@ -268,13 +275,12 @@ class EditorTraining:
         self.history.append(record)
         return record
 
-    def _validation_error(self, inrs: InrSet, targets: Tensor) -> float:
-        rank, size = self.processes.rank, self.processes.size
-        if size == 1:
-            return editing_error(self.editor, inrs, targets)
-        mine = slice(rank, None, size)
-        count = len(inrs[mine])
-        error = count / len(inrs) * editing_error(self.editor, inrs[mine], targets[mine]) if count else 0.0
+    def _validation_error(self, examples: Examples) -> float:
+        mine = examples[self.processes.rank :: self.processes.size]
+        part = (mine.inrs, mine.targets, 1.0, mine.edits)
+        if self.processes.size == 1:
+            return editing_error(self.editor, *part)
+        error = len(mine) / len(examples) * editing_error(self.editor, *part) if len(mine) else 0.0
         return self.processes.sum(torch.tensor(error, dtype=torch.float64)).item()
 
     def keep_best(self) -> None:

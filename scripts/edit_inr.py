@@ -7,6 +7,8 @@ Examples:
     python scripts/edit_inr.py a.jpg b.png --edit erode -o edited
     python scripts/edit_inr.py photo.jpg --strength 0 -o fitted.png --save-inr photo.safetensors
     python scripts/edit_inr.py photo.safetensors --edit blur -o blurred.png
+    python scripts/edit_inr.py photo.jpg --editor many.safetensors --edit "blur(sigma=1.3)" --edit invert -o edited.png
+    python scripts/edit_inr.py photo.jpg --editor many.safetensors --edit "blur(sigma=0.5..2)" -o b.png --gif sigma.gif
 """
 
 from __future__ import annotations
@@ -24,15 +26,19 @@ import tyro
 from torch import Tensor
 
 from editors import (
+    ChosenEdit,
     Editor,
     PictureEdit,
     TiledPicture,
     edit_picture,
     find_edit,
+    parameter_sweep,
     pretrained_editors,
     strength_sweep,
     write_report,
 )
+from editors.edit_family import RANGE, VariedEdit
+from editors.picture_edit import OneEdit
 from nfn_opt.data import read_image, write_animation, write_image
 from nfn_opt.data.pictures import is_picture, picture_notes, picture_size
 
@@ -56,12 +62,15 @@ class EditInrConfig:
         out: PNG or JPEG file to write; a folder if there are several pictures.
         edit: Edit that has a pretrained editor, such as dilate, the name of such an editor, such as mnist-dilate, or
             file of an editor; dilate if not given. Given several times, the weights are edited by one after the other.
-        editor: File of an editor, such as runs/quickstart/editor.safetensors; the same as --edit FILE.
+        editor: File of an editor, such as runs/quickstart/editor.safetensors; the same as --edit FILE. Of an editor
+            that has learned several edits, --edit names the one to make, such as "blur(sigma=1.3)", or several to make
+            one after the other; with a range, "blur(sigma=0.5..2)", the picture is that of its end, and the
+            animation goes through the range.
         strength: Strength of every edit, 0 (none) to 1 (whole).
         scale: Render the picture this many times as high and wide; an INR has no resolution.
         render_size: WIDTH HEIGHT in pixels to render at, instead of --scale.
         report: HTML file to write: the picture at all strengths, errors, what changed in the weights.
-        gif: GIF file to write: the edit from strength 0 to 1 and back.
+        gif: GIF file to write: the edit from strength 0 to 1 and back, or through the range of a parameter.
         save_inr: File to write the edited INRs to; editors.TiledPicture.load(FILE).render() draws them.
         overlap: Pixels that neighbouring tiles share; half a tile if not given.
         seed: Seed of the INRs' initial parameters.
@@ -83,14 +92,20 @@ class EditInrConfig:
     max_pixels: int = 2_000_000
 
 
-def load_editors(config: EditInrConfig) -> list[Editor]:
+def load_editors(config: EditInrConfig) -> list[OneEdit]:
     """The editors to apply, in order."""
     if config.editor is None:
         names = config.edit or ("dilate",)
-        return [
+        editors = [
             Editor.load(name) if name.endswith(INRS) else Editor.pretrained(_named(name)) for name in names
         ]
+        for name, editor in zip(names, editors, strict=True):
+            _check_chosen(name, editor)
+        return [*editors]
     editor = Editor.load(config.editor)
+    if editor.family is not None and config.edit:
+        return [ChosenEdit(editor, _at_its_end(name)) for name in config.edit]
+    _check_chosen(config.editor, editor)
     learned, expected = editor.config.edit, [_named(name) for name in config.edit]
     if expected not in ([], [learned]):
         raise ValueError(
@@ -98,6 +113,23 @@ def load_editors(config: EditInrConfig) -> list[Editor]:
             f"--edit {shlex.quote(learned)}, or another editor (several: --edit FILE --edit FILE, without --editor)"
         )
     return [editor]
+
+
+def _check_chosen(name: str | Path, editor: Editor) -> None:
+    """Refuse an editor of several edits of which none is chosen."""
+    if editor.family is not None:
+        raise ValueError(
+            f"the editor {name} has learned several edits, {editor.family}; say which to make, as in --editor {name} "
+            f"--edit {shlex.quote(str(editor.family.examples[-1]))}"
+        )
+
+
+def _at_its_end(name: str) -> str:
+    """An edit with the greatest values of its ranges, if it has any."""
+    if RANGE not in name:
+        return name
+    varied = VariedEdit.read(name)
+    return str(varied.at([1.0] * len(varied.ranges)))
 
 
 def _named(name: str) -> str:
@@ -162,7 +194,7 @@ def rendered_size(config: EditInrConfig, picture: TiledPicture) -> tuple[int, in
     return height, width
 
 
-def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, editors: Sequence[Editor]) -> str:
+def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, editors: Sequence[OneEdit]) -> str:
     """Edit one picture and write everything about it; what was done, in one paragraph."""
     source = read_input(image, config)
     started = time.perf_counter()
@@ -181,9 +213,13 @@ def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, edito
     if "save_inr" in outputs:
         done.after.save(outputs["save_inr"])
     if "gif" in outputs:
-        strengths = [number / (GIF_FRAMES - 1) for number in range(GIF_FRAMES)]
-        frames = [_toned(each.render(size), gray) for each in strength_sweep(done.before, editors, strengths)]
-        write_animation(outputs["gif"], frames)
+        steps = [number / (GIF_FRAMES - 1) for number in range(GIF_FRAMES)]
+        first = editors[0]
+        if isinstance(first, ChosenEdit) and any(RANGE in name for name in config.edit):
+            sweep = parameter_sweep(done.before, first.editor, config.edit, steps, config.strength)
+        else:
+            sweep = strength_sweep(done.before, editors, steps)
+        write_animation(outputs["gif"], [_toned(each.render(size), gray) for each in sweep])
     if "report" in outputs:
         write_report(outputs["report"], done, editors, name=image.name, seconds=seconds, size=size)
     written = "\n".join(f"written: {path}" for path in outputs.values())

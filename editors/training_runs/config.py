@@ -56,7 +56,9 @@ class EditorRunConfig:
 
     Attributes:
         out: Folder to write to.
-        edit: The image edit, such as dilate or blur(sigma=2); docs/edits.md lists them.
+        edit: The image edit, such as dilate or blur(sigma=2); docs/edits.md lists them. Several edits with commas
+            between them, and ranges of their parameters, as in "blur(sigma=0.5..2), invert", make an editor that is
+            told which of them is meant.
         images: "photos" (patches of the photographs that ship with scikit-learn), any source of
             nfn_opt.data.load_images, or "rendered": what the INRs of the file given as inrs show.
         gray: Turn the images gray; otherwise they keep their colours, and so do their INRs and the editor.

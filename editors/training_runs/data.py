@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from editors.edit_family import find_family
 from editors.edits import get_edit
 from editors.errors import no_edit_error
 from editors.fitting import fit
@@ -28,7 +29,7 @@ class Source:
 
     Attributes:
         images: The images.
-        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+        targets: The edited images, values in [0, 1], shape (B, H, W, C); for a family of edits the images themselves.
         inrs: INRs of the images, if they need not be fitted.
     """
 
@@ -43,7 +44,7 @@ class Part:
 
     Attributes:
         inrs: The INRs.
-        targets: The edited images, values in [0, 1], shape (B, H, W, C).
+        targets: The edited images, values in [0, 1], shape (B, H, W, C); for a family of edits the images themselves.
     """
 
     inrs: InrSet
@@ -57,13 +58,16 @@ def load_source(config: EditorRunConfig) -> dict[str, Source]:
         FileNotFoundError: If there is no such file.
         ValueError: If there are too few images, the edit cannot be applied to them, or INRs of a file are not theirs.
     """
-    edit = get_edit(config.edit)
+    family = find_family(config.edit)
+    edit = None if family else get_edit(config.edit)
     inrs = None if isinstance(config.inrs, int) else InrSet.load(config.inrs)
     images = _images(config, inrs)
     if len(images) <= 2 * config.held_out:
         raise ValueError(
             f"{config.images} has {len(images)} images, expected more than 2 * held_out = {2 * config.held_out}"
         )
+    for member in family.members if family else ():
+        member.edit(images.images[:1])  # refuses images that it cannot be applied to
     if inrs is not None:
         _check_shown(inrs, images, config)
     rest = len(images) - 2 * config.held_out
@@ -77,7 +81,8 @@ def load_source(config: EditorRunConfig) -> dict[str, Source]:
     sources = {}
     for part, index in zip(sizes, chosen, strict=True):
         own = images.subset(index)
-        sources[part] = Source(own, edit(own.images), None if inrs is None else inrs[index])
+        targets = own.images if edit is None else edit(own.images)
+        sources[part] = Source(own, targets, None if inrs is None else inrs[index])
     return sources
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,9 @@ __all__ = ["EditorLog", "EditorRunFolder", "draw_training"]
 
 TRAIN_COLUMNS = ("step", "error", "gradient_norm", "lr", "skipped", "seconds")
 VALIDATION_COLUMNS = ("step", "train", "validation", "seconds")
+
+TITLE_WIDTH = 64
+"""Characters of a line of a figure's title."""
 
 
 class EditorRunFolder(RunFolder):
@@ -106,7 +110,8 @@ def draw_training(folder: EditorRunFolder, *, edit: str, no_edit: float) -> None
         )
         ax.plot(*best, "*", color="tab:red", markersize=11, label=f"best, {best[1]:.4f} at step {best[0]}")
     log_scale(ax)
-    ax.set(xlabel="step", ylabel="mean squared error, values in [-1, 1]", title=f"Editor for {edit!r}")
+    title = textwrap.fill(f"Editor for {edit!r}", TITLE_WIDTH)
+    ax.set(xlabel="step", ylabel="mean squared error, values in [-1, 1]", title=title)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.grid(alpha=0.3)

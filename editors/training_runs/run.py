@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import textwrap
 from typing import Any
 
 import torch
 
 from editors.editor import Editor
-from editors.errors import editing_scores, no_edit_error
 from editors.pictures import draw_rows
 from editors.training import EditorTraining, progress_bar
 from editors.training_runs.config import EditorRunConfig
 from editors.training_runs.data import Part, Source, load_parts, load_source, prepare
-from editors.training_runs.folder import EditorLog, EditorRunFolder, draw_training
+from editors.training_runs.folder import TITLE_WIDTH, EditorLog, EditorRunFolder, draw_training
+from editors.training_targets import Examples
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.meta.logs import check_tensorboard
 from nfn_opt.meta.processes import Processes, restarted
@@ -25,6 +26,9 @@ __all__ = ["EditorRunResult", "run_training"]
 
 KIND = "editor_training"
 """The kind of a checkpoint's file."""
+
+SHOWN_EDITS = 6
+"""Edits of a family that the picture of samples shows, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,8 @@ class EditorRunResult:
         step: Steps made, those before a resumption included.
         stopped_by: Number of the signal that stopped the run, ``None`` if none did.
         finished: Whether the training is at its end. If not, and no signal stopped it, its time was over.
-        scores: For ``validation`` and ``test``, what :func:`editors.editing_scores` gives; empty if not finished.
+        scores: For ``validation`` and ``test``, what :func:`editors.editing_scores` gives; empty if not finished. Of
+            an editor of several edits also for each of them, as ``test/invert``.
     """
 
     editor: Editor
@@ -135,7 +140,8 @@ class _EditorRun:
             validation=(validation.inrs, validation.targets),
             processes=processes,
         )
-        self.no_edit = no_edit_error(validation.inrs, validation.targets)
+        assert self.training.examples is not None
+        self.no_edit = self.training.examples.no_edit_error
 
     def go(self, resume: bool) -> EditorRunResult:
         """Train to the end, or until a stop."""
@@ -195,16 +201,19 @@ class _EditorRun:
         self._draw(f"step {training.step}", record["validation"])
 
     def _draw(self, when: str, error: float) -> None:
-        part, edit = self.parts["validation"], self.config.edit
-        count = min(self.config.samples, len(part.inrs))
-        some = part.inrs[:count]
-        rows = {
-            "before": some.render(),
-            "exact edit": part.targets[:count],
-            "learned edit": self.training.editor(some).render(),
-        }
+        part, editor = self.parts["validation"], self.training.editor
+        edit = editor.config.edit
+        some = part.inrs[: self.config.samples]
+        targets = part.targets[: self.config.samples]
+        rows = {"before": some.render()}
+        if editor.family is None:
+            rows |= {"exact edit": targets, "learned edit": editor(some).render()}
+        else:
+            for shown in editor.family.examples[:SHOWN_EDITS]:
+                rows |= {f"{shown}": shown(targets), f"{shown}, learned": editor(some, edit=shown).render()}
+        what = textwrap.fill(f"Validation INRs, edit {edit!r}, {when}.", TITLE_WIDTH)
         title = (
-            f"Validation INRs, edit {edit!r}, {when}. Mean squared error, values in [-1, 1]:\n"
+            f"{what} Mean squared error, values in [-1, 1]:\n"
             f"no edit {self.no_edit:.4f}, learned edit {error:.4f} ({len(part.inrs)} images)"
         )
         draw_rows(self.folder.samples, rows, title)
@@ -232,15 +241,18 @@ class _EditorRun:
         scores: dict[str, dict[str, float]] = {}
         if self.processes.main:
             for name in ("validation", "test"):
-                scores[name] = editing_scores(
-                    training.editor, self.parts[name].inrs, self.parts[name].targets
-                )
+                part = self.parts[name]
+                examples = Examples.of(training.editor.family, part.inrs, part.targets)
+                scores[name], by_edit = examples.scores(training.editor)
+                scores |= {f"{name}/{edit}": one for edit, one in by_edit.items()}
             metadata = self._metadata()
             training.editor.metadata = {
                 **metadata,
                 "scores": scores["test"],
                 "validation_scores": scores["validation"],
             }
+            if training.editor.family:
+                training.editor.metadata["scores_by_edit"] = by_edit
             training.editor.save(self.folder.editor)
             self._draw(f"best weights, of step {training.best_step}", training.best)
             result = {

@@ -142,15 +142,15 @@ def test_an_error_that_is_not_finite_keeps_the_best_weights() -> None:
     seen: list[dict[str, Tensor]] = []
     change, calls = editor.change, 0
 
-    def breaks(params: Any) -> dict[str, Tensor]:
+    def breaks(*inputs: Any) -> dict[str, Tensor]:
         nonlocal calls
         calls += 1
         if calls == 4:  # two steps, a validation, and then
             seen.append(weights(editor))
         factor = torch.nan if calls == 5 else 1.0
-        return {name: value * factor for name, value in change(params).items()}
+        return {name: value * factor for name, value in change(*inputs).items()}
 
-    editor.change = breaks  # type: ignore[method-assign]
+    editor.change = breaks  # type: ignore[method-assign, assignment]
     with pytest.raises(FloatingPointError, match=r"the error is nan at step 3; lower lr \(now 0\.01\)"):
         train_editor(editor, inrs, targets, config=SHORT, validation=(inrs, targets))
     assert_same(weights(editor), seen[0])
@@ -272,13 +272,13 @@ def break_changes(editor: Editor, calls: set[int]) -> None:
     """Let some calls of the editor give NaN."""
     change, made = editor.change, 0
 
-    def breaks(params: Any) -> dict[str, Tensor]:
+    def breaks(*inputs: Any) -> dict[str, Tensor]:
         nonlocal made
         made += 1
         factor = torch.nan if made in calls else 1.0
-        return {name: value * factor for name, value in change(params).items()}
+        return {name: value * factor for name, value in change(*inputs).items()}
 
-    editor.change = breaks  # type: ignore[method-assign]
+    editor.change = breaks  # type: ignore[method-assign, assignment]
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:

@@ -86,10 +86,12 @@ def test_the_gradient_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_begin_and_one_goes_on(tmp_path: Path) -> None:
-    start(*TORCHRUN, "scripts/train_editor.py", f"--out={tmp_path / 'part'}", *SMALL, "--minutes=1e-9")
-    assert main([f"--out={tmp_path / 'part'}", *SMALL, "--resume"]) == 0
-    assert main([f"--out={tmp_path / 'whole'}", *SMALL]) == 0
+@pytest.mark.parametrize("edit", ["dilate", "blur(sigma=0.5..2), invert"])
+def test_two_processes_begin_and_one_goes_on(edit: str, tmp_path: Path) -> None:
+    options = [*SMALL, f"--edit={edit}"]
+    start(*TORCHRUN, "scripts/train_editor.py", f"--out={tmp_path / 'part'}", *options, "--minutes=1e-9")
+    assert main([f"--out={tmp_path / 'part'}", *options, "--resume"]) == 0
+    assert main([f"--out={tmp_path / 'whole'}", *options]) == 0
     logs = []
     for name in ("part", "whole"):
         with (tmp_path / name / "train.csv").open() as file:

@@ -155,8 +155,9 @@ def test_what_a_run_writes(tmp_path: Path, images: Path) -> None:
         ({}, 3),
         ({"training": dataclasses.replace(TRAINING, schedule="constant", patience=2, lr=0.1)}, 2),
         ({"gray": False, "symmetry": "hidden", "canonical": False}, 4),
+        ({"edit": "blur(sigma=0.5..2), invert"}, 3),
     ],
-    ids=["between validations", "patience", "colour"],
+    ids=["between validations", "patience", "colour", "several edits"],
 )
 def test_stopped_and_resumed_equals_uninterrupted(
     changes: dict[str, Any], step: int, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch

@@ -98,6 +98,29 @@ def test_an_edit_with_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "to the exact blur(sigma=2): " in capsys.readouterr().out
 
 
+def test_an_editor_of_several_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = save_editor(tmp_path / "several.safetensors", edit="blur(sigma=0.5..2), invert")
+    picture, out, gif = save_picture(tmp_path / "a.png"), tmp_path / "out.png", tmp_path / "a.gif"
+    command = [str(picture), "-o", str(out), "--gif", str(gif), "--editor", str(several)]
+    report = tmp_path / "a.html"
+    assert main([*command, "--edit", "blur(sigma=1.3)", "--edit", "invert", "--report", str(report)]) == 0
+    assert "blur(sigma=1.3), then invert" in report.read_text()
+    assert "to the exact blur(sigma=1.3), then invert: " in capsys.readouterr().out
+    assert main([*command, "--edit", "blur(sigma=0.5..2)"]) == 0
+    assert "to the exact blur(sigma=2): " in capsys.readouterr().out
+    with Image.open(gif) as frames:
+        assert getattr(frames, "n_frames", 1) > 2
+    for arguments, message in (
+        (command, "has learned several edits, blur(sigma=0.5..2), invert; say which to make, as in"),
+        ([*command[:-2], "--edit", str(several)], f"as in --editor {several} --edit invert"),
+        ([*command, "--edit", "blur(sigma=3)"], "is 3.0, expected 0.5 to 2"),
+        ([*command, "--edit", "dilate"], "'dilate' is no edit that the editor learned"),
+        ([*command, "--edit", "blur(sigma=0.5..3)"], "is 3.0, expected 0.5 to 2"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_the_pretrained_editor_of_an_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("editors.shipped.FOLDER", tmp_path / "pretrained")
     save_editor(tmp_path / "pretrained" / "colour-erode.safetensors", edit="erode")

@@ -73,6 +73,24 @@ def test_a_run_on_photo_patches(
     assert editor(inrs).render().shape == (2, 6, 6, 1)
 
 
+def test_a_run_for_several_edits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main([f"--out={out}", "--edit=blur(sigma=0.5..2),invert", *SMALL]) == 0
+    printed = capsys.readouterr().out
+    editor = Editor.load(out / "editor.safetensors")
+    assert editor.config.edit == "blur(sigma=0.5..2), invert"
+    assert list(editor.metadata["scores_by_edit"]) == ["blur(sigma=0.5..2)", "invert"]
+    metrics = json.loads((out / "result.json").read_text())["metrics"]
+    for edit, scores in editor.metadata["scores_by_edit"].items():
+        for key in ("error", "no_edit_error"):
+            assert metrics[f"test/{edit}/{key}"] == scores[key]
+        row = re.search(rf"^test/{re.escape(edit)} +3 +(\S+) .* (\S+) +\d+%$", printed, re.MULTILINE)
+        assert row is not None
+        assert row[2] == f"{scores['no_edit_error']:.4f}"
+    assert metrics["test/images"] == 6
+    assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--help"])
@@ -95,6 +113,8 @@ def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         (["--edit=dilat"], "did you mean 'dilate'"),
         (["--edit=blur(sigma=0)"], "sigma of the edit 'blur' is 0.0, expected a number from 0.1"),
         (["--edit=sepia"], "have 1 channel, expected 3 (colour)"),
+        (["--edit=blur, sepia"], "have 1 channel, expected 3 (colour)"),
+        (["--edit=blur(sigma=2..1)"], "goes from 2 to 1, expected the smaller number first"),
         (["--images=digit"], "did you mean 'digits'"),
         (["--size=0"], "size is 0, expected"),
         (["--held-out=0"], "held_out is 0, expected at least 1"),
