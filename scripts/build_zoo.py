@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from nfn_opt.data import load_images
-from nfn_opt.data.zoos import Zoo, ZooOptions, build_zoo
+from nfn_opt.data.zoos import Zoo, ZooOptions, build_zoo, draw_zoo
 from nfn_opt.meta.processes import Processes, joined_processes
 
 
@@ -107,7 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nstopped; the shards that are complete are kept. To go on:\n  {again}", file=sys.stderr)
         return 130
     report(zoo, time.perf_counter() - started)
-    print(f"written: {run.file} and {run.file.with_suffix('.csv')}")
+    written = [run.file, run.file.with_suffix(".csv")]
+    if not zoo.failed.all():
+        written.append(draw_zoo(zoo, run.file.with_suffix(".png")))
+    print(f"written: {', '.join(map(str, written))}")
     return 0
 
 

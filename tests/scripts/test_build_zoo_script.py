@@ -30,7 +30,9 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert "Zoo(3 x CNN 1-16-16-16-10 of 4,970 parameters" in captured.out
     assert "test accuracy at 5, 25, 50, 75, 95 %: 0." in captured.out
-    assert f"written: {tmp_path / 'zoo.safetensors'} and {tmp_path / 'zoo.csv'}" in captured.out
+    written = [tmp_path / f"zoo{ending}" for ending in (".safetensors", ".csv", ".png")]
+    assert f"written: {', '.join(map(str, written))}" in captured.out
+    assert sorted(tmp_path.iterdir()) == sorted(written)
     assert "training 3 networks" in captured.err
 
 

@@ -10,6 +10,7 @@ Example:
 from nfn_opt.data.zoos.architecture import CnnArchitecture, SmallCnn
 from nfn_opt.data.zoos.building import build_zoo
 from nfn_opt.data.zoos.hyperparameters import ZooOptions
+from nfn_opt.data.zoos.picture import draw_zoo
 from nfn_opt.data.zoos.public import load_small_cnn_zoo
 from nfn_opt.data.zoos.zoo import Zoo
 
@@ -19,5 +20,6 @@ __all__ = [
     "Zoo",
     "ZooOptions",
     "build_zoo",
+    "draw_zoo",
     "load_small_cnn_zoo",
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -99,7 +101,7 @@ def build_zoo(
     record = {
         "options": dataclasses.asdict(options),
         "architecture": dataclasses.asdict(architecture),
-        "images": {"source": images.source, "sha256": images.checksum, "count": len(images)},
+        "images": {"source": images.source, "sha256": _checksum(data), "count": len(images)},
         "test_fraction": test_fraction,
         "score_images": score_images,
         "count": count,
@@ -135,6 +137,14 @@ def build_zoo(
             raise raised_elsewhere
     processes.on_main(shards.join)
     return Zoo.load(path, keep_failed=True)
+
+
+def _checksum(data: ZooData) -> str:
+    """SHA-256 of the images and labels as they are dealt out."""
+    digest = hashlib.sha256()
+    for part in (data.train, data.train_labels, data.test, data.test_labels):
+        digest.update(np.ascontiguousarray(part.numpy()).data)
+    return digest.hexdigest()
 
 
 def _check(images: ImageData, architecture: CnnArchitecture) -> None:

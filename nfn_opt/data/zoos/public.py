@@ -175,19 +175,20 @@ def _params(
     weights: np.ndarray, layout: dict[str, tuple[int, int, tuple[int, ...]]]
 ) -> dict[str, torch.Tensor]:
     """Tensors by this library's names and in torch's order of axes."""
+    # TensorFlow names a tensor by its layer: ".../conv2d_1/kernel:0".
+    prefixes = {name: name.rpartition("/")[0] for name in layout}
+    dense = {prefixes[name] for name, (_, _, shape) in layout.items() if len(shape) == 2}
+    convolutions = [prefix for prefix in dict.fromkeys(prefixes.values()) if prefix not in dense]
     params: dict[str, torch.Tensor] = {}
-    convolutions = 0
     for name, (start, end, shape) in layout.items():
+        prefix = prefixes[name]
+        place = "fc" if prefix in dense else f"layers.{convolutions.index(prefix)}"
         value = torch.from_numpy(weights[:, start:end].reshape(-1, *shape).copy())
-        dense = name.startswith("dense")
-        place = "fc" if dense else f"layers.{convolutions}"
-        if len(shape) > 1:
-            value = value.permute(0, 2, 1) if len(shape) == 2 else value.permute(0, 4, 3, 1, 2)
-            params[f"{place}.weight"] = value.contiguous()
-        else:
+        if len(shape) == 1:
             params[f"{place}.bias"] = value
-        if not dense and {f"{place}.weight", f"{place}.bias"} <= params.keys():
-            convolutions += 1
+        else:
+            turned = value.permute(0, 2, 1) if len(shape) == 2 else value.permute(0, 4, 3, 1, 2)
+            params[f"{place}.weight"] = turned.contiguous()
     return params
 
 

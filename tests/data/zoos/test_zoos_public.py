@@ -111,7 +111,7 @@ def _pickled(folder: Path) -> None:
 def test_pickled_weights_are_refused_unless_asked_for(folder: Path) -> None:
     plain = load_small_cnn_zoo(folder)
     _pickled(folder)
-    with pytest.raises(ArtifactError, match="reading them can run any code.*unsafe_pickle=True"):
+    with pytest.raises(ArtifactError, match=r"reading them can run any code.*unsafe_pickle=True"):
         load_small_cnn_zoo(folder)
     asked: Any = load_small_cnn_zoo(folder, unsafe_pickle=True)
     assert torch.equal(asked.params["fc.weight"], plain.params["fc.weight"])

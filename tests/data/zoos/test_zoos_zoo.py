@@ -12,7 +12,8 @@ import torch
 
 from nfn_opt import WeightSpace
 from nfn_opt.artifacts import ArtifactError, save_artifact
-from nfn_opt.data.zoos import CnnArchitecture, Zoo
+from nfn_opt.data import read_image
+from nfn_opt.data.zoos import CnnArchitecture, Zoo, draw_zoo
 from nfn_opt.data.zoos.zoo import Column
 
 SMALL = CnnArchitecture(widths=(3, 2), classes=4)
@@ -168,3 +169,15 @@ def test_out_of_range() -> None:
         Zoo.concat([])
     with pytest.raises(ValueError, match="activation must be one of relu, tanh, got 'swish'"):
         make(2, activation=("swish", "relu")).module(0)
+
+
+def test_a_picture(tmp_path: Path) -> None:
+    zoo = make(optimizer=("sgd", "adam") * 5)
+    zoo.params["fc.bias"][0, 0] = torch.nan
+    assert read_image(draw_zoo(zoo, tmp_path / "new" / "zoo.png")).shape[-1] == 3
+    with pytest.raises(ValueError, match="has not the columns optimizer"):
+        draw_zoo(make(), tmp_path / "zoo.png")
+    zoo.params["fc.bias"][:] = torch.nan
+    with pytest.raises(ValueError, match="has not networks that are finite"):
+        draw_zoo(zoo, tmp_path / "zoo.png")
+    assert not (tmp_path / "zoo.png").exists()
