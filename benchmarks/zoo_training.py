@@ -52,7 +52,10 @@ def train_plainly(member: Member, data: ZooData, options: ZooOptions, architectu
     network.load_state_dict(initial_parameters(member, architecture, options.seed))
     weights = [value for name, value in network.named_parameters() if name.endswith("weight")]
     biases = [value for name, value in network.named_parameters() if name.endswith("bias")]
-    groups = [{"params": weights, "weight_decay": 2 * member.l2reg}, {"params": biases}]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": 2 * member.l2reg},
+        {"params": biases},
+    ]
     optimizer = plain_optimizer(member, groups)
     activation = getattr(torch, member.activation)
     for _, numbers in zip(
@@ -63,7 +66,7 @@ def train_plainly(member: Member, data: ZooData, options: ZooOptions, architectu
         for layer in network.layers:
             hidden = F.dropout(activation(layer(hidden)), member.dropout)
         loss = F.cross_entropy(network.fc(hidden.mean((2, 3))), data.train_labels[numbers])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 
@@ -88,9 +91,11 @@ def compare(
     images = sum(member.steps for member in some) * options.batch_size
 
     def loop(part: list[Member]) -> float:
-        return processor_seconds(
-            lambda: [train_plainly(member, data, options, architecture) for member in part]
-        )
+        def train_all() -> None:
+            for member in part:
+                train_plainly(member, data, options, architecture)
+
+        return processor_seconds(train_all)
 
     short = [dataclasses.replace(member, steps=2) for member in chunks[0]]
     train_plainly(short[0], data, options, architecture)  # what torch does only once

@@ -16,6 +16,7 @@ from nfn_opt.artifacts import ArtifactError
 from nfn_opt.data import ImageData, load_images
 from nfn_opt.data.zoos import CnnArchitecture, Zoo, ZooOptions, building
 from nfn_opt.data.zoos.building import build_zoo
+from nfn_opt.data.zoos.training import train_zoo
 from nfn_opt.meta.processes import Processes
 
 SETTINGS: dict[str, Any] = {
@@ -38,13 +39,12 @@ def run(digits: ImageData, path: Path, *, stop_after: int | None = None, **chang
     with pytest.MonkeyPatch.context() as patch:
         if stop_after is not None:
             trained: list[int] = []
-            train = building.train_zoo
 
             def stopping(*arguments: Any, **options: Any) -> Zoo:
                 if len(trained) == stop_after:
                     raise KeyboardInterrupt
                 trained.append(1)
-                return train(*arguments, **options)
+                return train_zoo(*arguments, **options)
 
             patch.setattr(building, "train_zoo", stopping)
         return build_zoo(digits, path, **{**SETTINGS, **changes})
