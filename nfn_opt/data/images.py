@@ -98,7 +98,7 @@ class ImageData:
             >>> {name: len(part) for name, part in parts.items()}
             {'train': 100, 'test': 20}
         """
-        counts = part_sizes(sizes, len(self), "images")
+        counts = part_sizes(sizes, len(self), "image")
         # numpy promises that the streams of RandomState never change; torch promises it of none.
         order = torch.from_numpy(np.random.RandomState(seed).permutation(len(self)))
         parts, start = {}, 0
@@ -173,7 +173,7 @@ def _check(data: ImageData) -> None:
 
 
 def part_sizes(sizes: Mapping[str, float] | None, total: int, what: str) -> dict[str, int]:
-    """How many of `total` things (`what` names them) are in each part; `sizes` as in `ImageData.split`."""
+    """How many of `total` things (`what` names one) are in each part; `sizes` as in `ImageData.split`."""
     sizes = DEFAULT_SPLIT if sizes is None else sizes
     kinds = {type(size) for size in sizes.values()}
     if kinds == {float}:
@@ -186,8 +186,8 @@ def part_sizes(sizes: Mapping[str, float] | None, total: int, what: str) -> dict
         raise TypeError(f"sizes must be all counts (int) or all fractions (float), got {dict(sizes)}")
     if min(counts.values()) < 1 or sum(counts.values()) > total:
         raise ValueError(
-            f"sizes {dict(sizes)} of {total} {what} make parts of {counts}; "
-            f"each part needs at least one of them, and all together at most {total}"
+            f"sizes {dict(sizes)} of {total} {what}s make parts of {counts}; "
+            f"each part needs at least one {what}, and all together at most {total}"
         )
     return counts
 

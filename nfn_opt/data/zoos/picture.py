@@ -51,7 +51,7 @@ def draw_zoo(zoo: Zoo, path: str | os.PathLike[str]) -> Path:
         chosen = optimizers == kind
         right.scatter(rate[chosen], accuracy[chosen], s=10, alpha=0.7, linewidths=0, label=kind)
     right.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", ylim=(0, 1))
-    right.legend(title="optimizer", loc="upper left")
+    right.legend(title="optimizer", loc="upper left", bbox_to_anchor=(1, 1))
     title = f"{len(good):,} networks of {zoo.architecture.parameters:,} parameters"
     figure.suptitle(title + (f"; {good.left_out} not finite, left out" if good.left_out else ""))
     with atomic_write(path) as temporary:

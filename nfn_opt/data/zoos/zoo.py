@@ -162,7 +162,7 @@ class Zoo:
             ValueError: If a part would be empty, or they sum to more than there are.
             TypeError: If counts and fractions are mixed.
         """
-        counts = part_sizes(sizes, len(self), "networks")
+        counts = part_sizes(sizes, len(self), "network")
         # numpy promises that the streams of RandomState never change; torch promises it of none.
         order = torch.from_numpy(np.random.RandomState(seed).permutation(len(self)))
         dealt = order.split([*counts.values(), len(self) - sum(counts.values())])
