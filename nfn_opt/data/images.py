@@ -98,7 +98,7 @@ class ImageData:
             >>> {name: len(part) for name, part in parts.items()}
             {'train': 100, 'test': 20}
         """
-        counts = _part_sizes(DEFAULT_SPLIT if sizes is None else sizes, len(self))
+        counts = part_sizes(sizes, len(self), "image")
         # numpy promises that the streams of RandomState never change; torch promises it of none.
         order = torch.from_numpy(np.random.RandomState(seed).permutation(len(self)))
         parts, start = {}, 0
@@ -172,8 +172,9 @@ def _check(data: ImageData) -> None:
         )
 
 
-def _part_sizes(sizes: Mapping[str, float], total: int) -> dict[str, int]:
-    """Number of images of each part."""
+def part_sizes(sizes: Mapping[str, float] | None, total: int, what: str) -> dict[str, int]:
+    """How many of `total` things (`what` names one) are in each part; `sizes` as in `ImageData.split`."""
+    sizes = DEFAULT_SPLIT if sizes is None else sizes
     kinds = {type(size) for size in sizes.values()}
     if kinds == {float}:
         # Rounding the running sums, not each fraction, makes fractions that sum to 1 use every image.
@@ -185,8 +186,8 @@ def _part_sizes(sizes: Mapping[str, float], total: int) -> dict[str, int]:
         raise TypeError(f"sizes must be all counts (int) or all fractions (float), got {dict(sizes)}")
     if min(counts.values()) < 1 or sum(counts.values()) > total:
         raise ValueError(
-            f"sizes {dict(sizes)} of {total} images make parts of {counts}; "
-            f"each part needs at least one image, and all together at most {total}"
+            f"sizes {dict(sizes)} of {total} {what}s make parts of {counts}; "
+            f"each part needs at least one {what}, and all together at most {total}"
         )
     return counts
 

@@ -1,0 +1,25 @@
+"""Zoos: thousands of small networks as data, trained at once or read from public collections.
+
+Example:
+    >>> import torch
+    >>> zoo_cnn = SmallCnn(CnnArchitecture(), "tanh")
+    >>> sum(parameter.numel() for parameter in zoo_cnn.parameters())
+    4970
+"""
+
+from nfn_opt.data.zoos.architecture import CnnArchitecture, SmallCnn
+from nfn_opt.data.zoos.building import build_zoo
+from nfn_opt.data.zoos.hyperparameters import ZooOptions
+from nfn_opt.data.zoos.picture import draw_zoo
+from nfn_opt.data.zoos.public import load_small_cnn_zoo
+from nfn_opt.data.zoos.zoo import Zoo
+
+__all__ = [
+    "CnnArchitecture",
+    "SmallCnn",
+    "Zoo",
+    "ZooOptions",
+    "build_zoo",
+    "draw_zoo",
+    "load_small_cnn_zoo",
+]
