@@ -88,7 +88,7 @@ class QuickstartConfig:
     meta_steps: int = 300
     classifier_seeds: int = 5
     inrs: int = 1297
-    editor_steps: int = 400
+    editor_steps: int = 200
     seed: int = 0
     threads: int = 1
 
