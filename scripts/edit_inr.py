@@ -39,6 +39,7 @@ from editors import (
 )
 from editors.edit_family import RANGE, VariedEdit
 from editors.picture_edit import OneEdit
+from editors.shipped import pretrained_path
 from nfn_opt.data import read_image, write_animation, write_image
 from nfn_opt.data.pictures import is_picture, picture_notes, picture_size
 
@@ -96,9 +97,7 @@ def load_editors(config: EditInrConfig) -> list[OneEdit]:
     """The editors to apply, in order."""
     if config.editor is None:
         names = config.edit or ("dilate",)
-        editors = [
-            Editor.load(name) if name.endswith(INRS) else Editor.pretrained(_named(name)) for name in names
-        ]
+        editors = [Editor.load(name) if name.endswith(INRS) else _shipped(name) for name in names]
         for name, editor in zip(names, editors, strict=True):
             _check_chosen(name, editor)
         return [*editors]
@@ -113,6 +112,18 @@ def load_editors(config: EditInrConfig) -> list[OneEdit]:
             f"--edit {shlex.quote(learned)}, or another editor (several: --edit FILE --edit FILE, without --editor)"
         )
     return [editor]
+
+
+def _shipped(name: str) -> Editor:
+    """The pretrained editor of a name, with a warning where an edit alone means one of digits."""
+    found = pretrained_path(_named(name)).stem
+    if found.startswith("mnist-") and not name.startswith("mnist-"):
+        print(
+            f"warning: no pretrained editor has learned {name!r} on colour pictures; {found} has seen gray digits "
+            "only, and other pictures may come out badly: train one with scripts/train_editor.py --no-gray --size 32",
+            file=sys.stderr,
+        )
+    return Editor.pretrained(found)
 
 
 def _check_chosen(name: str | Path, editor: Editor) -> None:

@@ -129,6 +129,17 @@ def test_the_pretrained_editor_of_an_edit(tmp_path: Path, monkeypatch: pytest.Mo
     assert out.exists()
 
 
+def test_an_edit_that_only_an_editor_of_digits_has_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("editors.shipped.FOLDER", tmp_path / "pretrained")
+    save_editor(tmp_path / "pretrained" / "mnist-erode.safetensors", edit="erode")
+    picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out.png"
+    for name, warned in (("erode", True), ("mnist-erode", False)):
+        assert main([str(picture), "--edit", name, "-o", str(out)]) == 0
+        assert ("mnist-erode has seen gray digits only" in capsys.readouterr().err) == warned
+
+
 def test_a_gray_picture_stays_gray_with_an_editor_of_colour_inrs(tmp_path: Path) -> None:
     editor, gif = save_editor(tmp_path / "colour.safetensors", channels=3), tmp_path / "a.gif"
     picture, out = save_picture(tmp_path / "a.png"), tmp_path / "out.png"
