@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from editors.inr_set import InrSet
 from editors.siren import SirenConfig
 from nfn_opt.artifacts import ArtifactError, read_header
 from nfn_opt.data import ImageData
+from nfn_opt.data.shards import explained
 from nfn_opt.meta.config import differences
 from nfn_opt.meta.run_folder import environment, write_json
 
@@ -216,17 +217,10 @@ class _Shards:
                 "that it was started with, or give another file"
             )
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
         """Say what is left and how to go on, if writing fails."""
-        try:
-            yield
-        except OSError as error:
-            done = sum(self._shard(number).exists() for number in range(len(self.parts)))
-            raise OSError(
-                f"could not write {self.path}: {error}; {done} of {len(self.parts)} shards are complete in "
-                f"{self.folder}, nothing is half-written. Make room and resume"
-            ) from error
+        shards = [self._shard(number) for number in range(len(self.parts))]
+        return explained(self.path, self.folder, shards)
 
 
 def _record(job: FitJob, shard_size: int) -> dict[str, Any]:

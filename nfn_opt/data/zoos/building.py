@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from nfn_opt.artifacts import ArtifactError
 from nfn_opt.data.images import ImageData
+from nfn_opt.data.shards import explained
 from nfn_opt.data.zoos.architecture import CnnArchitecture
 from nfn_opt.data.zoos.hyperparameters import Member, ZooOptions, draw_members
 from nfn_opt.data.zoos.training import ZooData, plan_chunks, train_zoo
@@ -277,14 +278,7 @@ class _Shards:
                 "it was started with, or give another file"
             )
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
         """Say what is left and how to go on, if writing fails."""
-        try:
-            yield
-        except OSError as error:
-            done = sum(self._shard(number).exists() for number in range(len(self.parts)))
-            raise OSError(
-                f"could not write {self.path}: {error}; {done} of {len(self.parts)} shards are complete in "
-                f"{self.folder}, nothing is half-written. Make room and resume"
-            ) from error
+        shards = [self._shard(number) for number in range(len(self.parts))]
+        return explained(self.path, self.folder, shards)
