@@ -119,12 +119,13 @@ def _page(
     data = {"frames": frames, "references": shown, "chart": chart}
     architecture, edited = ("-".join(map(str, each.layer_sizes)) for each in (siren, whole.inrs.config))
     kind = "gray" if siren.out_channels == 1 else "colour"
+    many = f"{done.tiles:,} {kind} INR{'s' if done.tiles > 1 else ''}"
     escaped = {
         "title": f"{edit}: {name}",
         "name": name,
         "edit": edit,
         "about": (
-            f"{width} {TIMES} {height} pixels, edited through the weights of {done.tiles:,} {kind} INR{'s' if done.tiles > 1 else ''} "
+            f"{width} {TIMES} {height} pixels, edited through the weights of {many} "
             f"({architecture}), one for each tile of {tile[1]} {TIMES} {tile[0]} pixels"
             f"{' and channel' if channels != siren.out_channels else ''}. The picture itself is never edited."
         ),
@@ -134,7 +135,7 @@ def _page(
             "them the picture fades. Arrow keys move the slider and the divider."
         ),
         "weights_note": (
-            f"At strength 1, over {done.tiles:,} INR{'s' if done.tiles > 1 else ''}: the root mean square of the change over that of the weights. "
+            f"At strength 1, over {many}: the root mean square of the change over that of the weights. "
             "Hidden neurons of an INR have no order of their own; here they are sorted, in each INR alike for all "
             "its tensors, by the change of the weights that enter them, the most changed one first."
         ),
