@@ -4,7 +4,7 @@
 Example:
     python scripts/build_tickets.py --network mlp --images mnist_784 --count 200 --out runs/tickets.safetensors
     python scripts/build_tickets.py --network cnn --images CIFAR_10 --count 200 --out runs/cnn_tickets.safetensors
-    python scripts/build_tickets.py --images mnist_784 --widths 128 128 --pruning.rounds 5 --out runs/tickets.safetensors
+    python scripts/build_tickets.py --images mnist_784 --widths 128 128 --pruning.rounds 5 --out runs/more.safetensors
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 Example:
     python scripts/build_tickets.py --images mnist_784 --count 200 --out runs/tickets.safetensors
     python scripts/train_mask_generator.py --tickets runs/tickets.safetensors --out runs/generator
-    python scripts/train_mask_generator.py --tickets runs/tickets.safetensors --model.body pointwise --out runs/pointwise
+    python scripts/train_mask_generator.py --tickets runs/tickets.safetensors --model.body pointwise --out runs/plain
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def run_training(run: TrainMaskGeneratorRun, command: str) -> str:
         {"command": command, "bound": result.best_score, "overlap": share, "step": result.best_step},
     )
     return (
-        f"bound {result.best_score:.4f} nats a weight at step {result.best_step}, {result.seconds:.0f} s; of the weights "
-        f"that pruning keeps in {len(validation)} held-out networks, a generated mask of the same sparsity keeps "
-        f"{share:.1%}, a random one {1 - sparsity:.1%}\nwritten: {path}"
+        f"bound {result.best_score:.4f} nats a weight at step {result.best_step}, {result.seconds:.0f} s; of the "
+        f"weights that pruning keeps in {len(validation)} held-out networks, a generated mask of the same sparsity "
+        f"keeps {share:.1%}, a random one {1 - sparsity:.1%}\nwritten: {path}"
     )
 
 

@@ -268,7 +268,7 @@ def test_refusals() -> None:
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match=r"params has no 'fc.bias'"):
         model.generate({n: v for n, v in params.items() if n != "fc.bias"}, 0.9, generator)
-    with pytest.raises(ValueError, match="expected \\(B, 3, 8\\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, 8, 16\)"):
         model.generate({n: v[0] for n, v in params.items()}, 0.9, generator)
     with pytest.raises(ValueError, match="temperature is -1"):
         model.generate(params, 0.9, generator, temperature=-1)
