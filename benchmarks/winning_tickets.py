@@ -79,10 +79,10 @@ class Protocol:
     architecture: Architecture
     training: TrainOptions
     bodies: Mapping[str, MaskGeneratorConfig]
-    counts: tuple[int, int, int] = (80, 8, 20)
+    counts: tuple[int, int, int] = (60, 6, 20)
     pruning: PruningOptions = dataclasses.field(default_factory=PruningOptions)
     generator: TrainingConfig = dataclasses.field(
-        default_factory=lambda: TrainingConfig(steps=120, batch_size=4, lr=5e-3, warmup=10, validate_every=20)
+        default_factory=lambda: TrainingConfig(steps=150, batch_size=4, lr=1e-2, warmup=10, validate_every=30)
     )
     seeds: int = 3
     score_images: int = 10_000
@@ -94,9 +94,9 @@ PROTOCOLS = {
         architecture=MlpArchitecture(),
         training=TrainOptions(epochs=1, learning_rate=1e-2),
         bodies={
-            "NP": MaskGeneratorConfig(body="np", hidden_channels=8),
-            "HNP": MaskGeneratorConfig(body="hnp", hidden_channels=2, latent_channels=1),
-            "pointwise": MaskGeneratorConfig(body="pointwise", hidden_channels=8),
+            "NP": MaskGeneratorConfig(body="np"),
+            "HNP": MaskGeneratorConfig(body="hnp", hidden_channels=2, latent_channels=2),
+            "pointwise": MaskGeneratorConfig(body="pointwise"),
         },
     ),
     "cnn": Protocol(

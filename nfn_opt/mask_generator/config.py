@@ -10,8 +10,8 @@ __all__ = ["Body", "Latent", "MaskGeneratorConfig"]
 Body = Literal["np", "hnp", "pointwise"]
 """How the entries hear each other: NF-Layers with inputs and outputs permuted too, or hidden neurons alone, or not."""
 
-Latent = Literal["network", "weight", "none"]
-"""What has a latent vector: each network, each weight, or nothing (no variational model then)."""
+Latent = Literal["neuron", "network", "weight", "none"]
+"""What has a latent vector: each hidden neuron, each network, each weight, or nothing (no variational model then)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class MaskGeneratorConfig:
             that ``hidden_channels`` must be small for images.
         hidden_channels: Channels of the hidden layers, of encoder and decoder.
         hidden_layers: Hidden layers of the decoder; the encoder has one.
-        latent: What has a latent vector.
+        latent: What has a latent vector. Weights read those of the neurons that they connect: masks of pruning keep
+            many weights of some neurons and none of others, which no latent vector of the whole network can say.
         latent_channels: Its length.
         kl_weight: Factor of the Kullback-Leibler divergence in the loss; 1 is the evidence lower bound.
         position_bands: Bands of the position encoding; 0 leaves it out. Not used by "hnp".
@@ -32,9 +33,9 @@ class MaskGeneratorConfig:
     """
 
     body: Body = "np"
-    hidden_channels: int = 12
+    hidden_channels: int = 16
     hidden_layers: int = 2
-    latent: Latent = "network"
+    latent: Latent = "neuron"
     latent_channels: int = 4
     kl_weight: float = 1.0
     position_bands: int = 3

@@ -27,7 +27,7 @@ from nfn_opt.functionals import (
     InvariantFunctional,
 )
 from nfn_opt.mask_generator.config import MaskGeneratorConfig
-from nfn_opt.mask_generator.parts import BaseLogits, WeightReader, body_options, space_of
+from nfn_opt.mask_generator.parts import BaseLogits, Neurons, WeightReader, body_options, space_of, unit_scale
 
 __all__ = ["MaskGenerator"]
 
@@ -44,8 +44,8 @@ class MaskGenerator(nn.Module):
     A conditional variational autoencoder of masks :math:`m \in \{0, 1\}^P` given initial parameters :math:`w`: a
     latent :math:`z \sim N(0, I)`, a decoder :math:`p(m_i = 1 \mid w, z) = \sigma(b_i + f_i(w, z))` with an
     equivariant functional :math:`f` and a learned logit :math:`b_i` for each input, output and kernel entry, an encoder
-    :math:`q(z \mid w, m) = N(\mu, \mathrm{diag}\,\sigma^2)`, an invariant functional (one latent vector a network)
-    or an equivariant one (one for each weight). The loss is minus the evidence lower bound,
+    :math:`q(z \mid w, m) = N(\mu, \mathrm{diag}\,\sigma^2)`, a functional that gives a latent vector for each hidden
+    neuron (or for each network, or each weight). The loss is minus the evidence lower bound,
 
     .. math:: -\sum_i \log p(m_i \mid w, z) + \beta\, \mathrm{KL}(q(z \mid w, m) \,\|\, N(0, I)), \quad z \sim q,
 
@@ -82,11 +82,13 @@ class MaskGenerator(nn.Module):
             self.space, architecture, 0 if config.body == "hnp" else config.pixel_bands
         )
         self.base = BaseLogits(architecture)
+        self.neurons = Neurons(self.base.space) if config.latent == "neuron" else None
         latent = 0 if config.latent == "none" else config.latent_channels
         self.encoder = self._encoder(2 * latent, generator) if latent else None
-        shared = dataclasses.asdict(body_options(config, self.reader.channels + latent))
+        read = 2 * latent if self.neurons else latent  # of the neurons at both ends
+        shared = dataclasses.asdict(body_options(config, self.reader.channels + read))
         self.decoder = EquivariantFunctional(
-            self.space, EquivariantConfig(**shared, out_scale=0.1), generator=generator
+            self.space, EquivariantConfig(**shared, out_scale=0.3), generator=generator
         )
 
     def _encoder(self, outputs: int, generator: torch.Generator | None) -> nn.Module:
@@ -96,7 +98,7 @@ class MaskGenerator(nn.Module):
             invariant = InvariantConfig(**shared, out_features=outputs, head_width=HEAD_WIDTH, head_layers=1)
             return InvariantFunctional(self.space, invariant, generator=generator)
         return EquivariantFunctional(
-            self.space, EquivariantConfig(**shared, out_channels=outputs, out_scale=0.1), generator=generator
+            self.space, EquivariantConfig(**shared, out_channels=outputs, out_scale=1.0), generator=generator
         )
 
     def encode(self, params: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,21 +109,23 @@ class MaskGenerator(nn.Module):
             masks: Their masks, tensors of shape (B, *shape).
 
         Returns:
-            Both of shape (B, latents): latents is ``latent_channels``, times the number of parameters if each weight
-            has its own.
+            Both of shape (B, latents); see `latents`.
 
         Raises:
             ValueError: If the model has no latent vector.
         """
         if self.encoder is None:
-            raise ValueError("the model has latent='none', expected 'network' or 'weight' to encode masks")
+            raise ValueError("the model has latent='none', expected another to encode masks")
         full = {
-            name: masks[name].to(value.dtype) if name in masks else torch.zeros_like(value)
+            name: unit_scale(masks[name].to(value.dtype)) if name in masks else torch.zeros_like(value)
             for name, value in params.items()
         }
         kept = self.space.as_features(full)
         features = {name: torch.cat([v, kept[name]], -1) for name, v in self.reader(params).items()}
         found = self.encoder(features)
+        if self.neurons is not None:
+            mean, log_variance = self.neurons.pool(found).chunk(2, -1)
+            return mean.flatten(1), log_variance.flatten(1)
         if isinstance(found, dict):
             means, logs = zip(*(value.chunk(2, -1) for value in found.values()), strict=True)
             return torch.cat([m.flatten(1) for m in means], 1), torch.cat([v.flatten(1) for v in logs], 1)
@@ -133,6 +137,8 @@ class MaskGenerator(nn.Module):
         """Length of the whole latent vector of a network."""
         if self.config.latent == "weight":
             return self.config.latent_channels * self.space.numel
+        if self.neurons is not None:
+            return self.config.latent_channels * self.neurons.count
         return self.config.latent_channels if self.config.latent == "network" else 0
 
     def decode(self, params: Mapping[str, Tensor], latent: Tensor | None) -> dict[str, Tensor]:
@@ -154,8 +160,10 @@ class MaskGenerator(nn.Module):
         return {name: self.space[name].unview(value[..., 0], batch_dims=1) for name, value in logits.items()}
 
     def _places(self, latent: Tensor, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The latent vector beside each weight, shape (B, *axes, latent_channels)."""
+        """The latent vectors that each weight reads, shape (B, *axes, channels)."""
         channels = self.config.latent_channels
+        if self.neurons is not None:
+            return self.neurons.spread(latent.unflatten(1, (-1, channels)), features)
         if self.config.latent == "weight":
             parts = latent.split([channels * self.space[name].numel for name in features], 1)
             return {

@@ -19,7 +19,7 @@ from nfn_opt.functionals import BodyConfig
 from nfn_opt.mask_generator.config import MaskGeneratorConfig
 from nfn_opt.weight_space import Features, WeightSpace
 
-__all__ = ["BaseLogits", "WeightReader", "body_options", "space_of"]
+__all__ = ["BaseLogits", "Neurons", "WeightReader", "body_options", "space_of", "unit_scale"]
 
 SMOOTHING = 1.0
 """Networks of the mean frequency that are added to those counted, so that no frequency is 0 or 1."""
@@ -47,6 +47,59 @@ def body_options(config: MaskGeneratorConfig, in_channels: int) -> BodyConfig:
     )
 
 
+def unit_scale(values: Tensor) -> Tensor:
+    """One tensor of each of B networks, shape (B, *shape), divided by its root mean square; zeros stay zero.
+
+    Example:
+        >>> unit_scale(torch.tensor([[3.0, -3.0], [0.0, 0.0]])).tolist()
+        [[1.0, -1.0], [0.0, 0.0]]
+    """
+    scale = values.flatten(1).square().mean(1).sqrt().clamp_min(1e-8)
+    return values / scale.view(-1, *(1,) * (values.ndim - 1))
+
+
+class Neurons:
+    """The hidden neurons of an architecture, and which weights are theirs.
+
+    Args:
+        space: The weight space, in the symmetry of hidden neurons.
+    """
+
+    def __init__(self, space: WeightSpace) -> None:
+        self.space = space
+        self.count = sum(space.groups.values())
+
+    def pool(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Sum over the parameters of each neuron's mean: ``{name: (B, *axes, C)}`` to (B, count, C)."""
+        found: dict[str, list[Tensor]] = {group: [] for group in self.space.groups}
+        for spec in self.space.parameters:
+            for place, axis in enumerate(spec.axes):
+                if axis.permutable:
+                    others = [1 + other for other in range(len(spec.axes)) if other != place]
+                    value = features[spec.name]
+                    found[axis.name].append(value.mean(others) if others else value)
+        return torch.cat([torch.stack(values).sum(0) for values in found.values()], 1)
+
+    def spread(self, values: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values (B, count, C) to each weight: of the neuron that it leads to, and of that it comes from.
+
+        Returns:
+            For each parameter shape (B, *axes, 2 * C), with the axes of the features `like`; zeros where there is none.
+        """
+        groups = self.space.groups
+        parts = dict(zip(groups, values.split(list(groups.values()), 1), strict=True))
+        spread = {}
+        for spec in self.space.parameters:
+            shape = (*like[spec.name].shape[:-1], values.shape[-1])
+            ends = {"out": values.new_zeros(()), "in": values.new_zeros(())}
+            for place, axis in enumerate(spec.axes):
+                if axis.permutable:
+                    sizes = [axis.size if other == place else 1 for other in range(len(spec.axes))]
+                    ends[axis.role] = parts[axis.name].reshape(len(values), *sizes, -1)
+            spread[spec.name] = torch.cat([end.expand(shape) for end in ends.values()], -1)
+        return spread
+
+
 class WeightReader(nn.Module):
     """Initial parameters to features: value and magnitude, in standard deviations of their tensor, and pixel places.
 
@@ -66,11 +119,7 @@ class WeightReader(nn.Module):
 
     def forward(self, params: Mapping[str, Tensor]) -> Features:
         """Map ``{name: (B, *shape)}`` to ``{name: (B, *axes, channels)}``."""
-        values = {}
-        for name in self.space.names:
-            rows = params[name].flatten(1)
-            scale = rows.square().mean(1).sqrt().clamp_min(1e-8)
-            values[name] = params[name] / scale.view(-1, *(1,) * (params[name].ndim - 1))
+        values = {name: unit_scale(params[name]) for name in self.space.names}
         features = self.space.as_features(values, {name: value.abs() for name, value in values.items()})
         if self.pixels is None:
             return features

@@ -29,7 +29,7 @@ from nfn_opt.training import TrainingConfig
 MLP = MlpArchitecture(side=4, widths=(8,), classes=3)
 CNN = CnnArchitecture(widths=(4, 5), classes=3)
 BODIES = ["np", "hnp", "pointwise"]
-LATENTS = ["network", "weight", "none"]
+LATENTS = ["neuron", "network", "weight", "none"]
 
 
 def _model(architecture: Architecture = MLP, seed: int = 0, **options: object) -> MaskGenerator:
@@ -60,6 +60,31 @@ def _permuted(space: WeightSpace, tensors: dict[str, Tensor], seed: int = 3) -> 
     return {name: moved[name] for name in tensors}
 
 
+def _of_neurons(space: WeightSpace, latent: Tensor, seed: int = 3) -> Tensor:
+    """Latent vectors of hidden neurons, two channels each, permuted as `_permuted` does."""
+    permutation = space.random_permutation(torch.Generator().manual_seed(seed))
+    parts = latent.unflatten(1, (-1, 2)).split(list(space.groups.values()), 1)
+    biases = [spec for spec in space.parameters if len(spec.axes) == 1 and spec.axes[0].permutable]
+    moved = [spec.permute(part, permutation, batch_dims=1) for spec, part in zip(biases, parts, strict=True)]
+    return torch.cat(moved, 1).flatten(1)
+
+
+def _latents(model: MaskGenerator, space: WeightSpace, latent: str) -> tuple[Tensor | None, Tensor | None]:
+    """Latent vectors of four networks, and what they are when the neurons are permuted."""
+    if latent == "none":
+        return None, None
+    z = torch.randn(4, model.latents, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    if latent == "network":
+        return z, z
+    if latent == "neuron":
+        return z, _of_neurons(space, z)
+    sizes = [2 * space[name].numel for name in space.names]
+    parts = dict(zip(space.names, z.split(sizes, 1), strict=True))
+    channels = [{n: p.view(4, *space[n].shape, 2)[..., c] for n, p in parts.items()} for c in range(2)]
+    turned = [_permuted(space, channel) for channel in channels]
+    return z, torch.cat([torch.stack([c[n] for c in turned], -1).flatten(1) for n in space.names], 1)
+
+
 @pytest.mark.parametrize("latent", LATENTS)
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("architecture", [MLP, CNN], ids=["mlp", "cnn"])
@@ -69,21 +94,12 @@ def test_logits_move_with_hidden_neurons(architecture: Architecture, body: str, 
     masks = {name: mask.double() for name, mask in tickets.masks.items()}
     moved = _permuted(space, params)
     assert not torch.allclose(moved["fc.weight"], params["fc.weight"])
-    if latent == "weight":
-        z = torch.randn(4, model.latents, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        sizes = [2 * space[name].numel for name in space.names]
-        parts = dict(zip(space.names, z.split(sizes, 1), strict=True))
-        channels = [
-            {n: part.view(4, *space[n].shape, 2)[..., c] for n, part in parts.items()} for c in range(2)
-        ]
-        turned = [_permuted(space, channel) for channel in channels]
-        other = torch.cat([torch.stack([c[n] for c in turned], -1).flatten(1) for n in space.names], 1)
-    else:
-        other = z = None if latent == "none" else torch.tensor([[0.3, -1.0]] * 4, dtype=torch.float64)
-        if latent == "network":
-            torch.testing.assert_close(
-                model.encode(params, masks), model.encode(moved, _permuted(space, masks))
-            )
+    z, other = _latents(model, space, latent)
+    if latent in ("network", "neuron"):
+        for one, two in zip(
+            model.encode(params, masks), model.encode(moved, _permuted(space, masks)), strict=True
+        ):
+            torch.testing.assert_close(one if latent == "network" else _of_neurons(space, one), two)
     expected = _permuted(space, model.decode(params, z))
     found = model.decode(moved, other)
     for name, value in expected.items():
@@ -113,7 +129,7 @@ def test_entries_hear_each_other_unless_pointwise(body: str) -> None:
     assert alone == 0
 
 
-@pytest.mark.parametrize("latent", ["network", "weight"])
+@pytest.mark.parametrize("latent", ["neuron", "network", "weight"])
 def test_latent_and_mask_matter(latent: str) -> None:
     model, tickets = _model(latent=latent), _tickets()
     one, other = (model.decode(tickets.params, torch.full((4, model.latents), x)) for x in (0.0, 2.0))
@@ -274,7 +290,7 @@ def test_refusals() -> None:
         model.generate(params, 0.9, generator, temperature=-1)
     with pytest.raises(ValueError, match="sparsity is 1"):
         model.generate(params, 1.0, generator)
-    with pytest.raises(ValueError, match="expected 'network' or 'weight'"):
+    with pytest.raises(ValueError, match="expected another to encode"):
         _model(latent="none").encode(params, {})
     with pytest.raises(ValueError, match="as the model"):
         train_mask_generator(model, _tickets(CNN), _tickets(CNN))
