@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,22 @@ from torch import Tensor
 
 from nfn_opt.data.zoos.architecture import Activation, CnnArchitecture
 
-__all__ = ["StackedCnn", "pack", "unpack"]
+__all__ = ["Layered", "StackedCnn", "pack", "unpack"]
 
 
-def pack(params: Mapping[str, Tensor], architecture: CnnArchitecture) -> Tensor:
+class Layered(Protocol):
+    """An architecture with the names of `SmallCnn`: ``layers.0``, ``layers.1`` and so on, and ``fc``."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each layer before ``fc``."""
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight and bias."""
+
+
+def pack(params: Mapping[str, Tensor], architecture: Layered) -> Tensor:
     """Parameters of N networks as one matrix: layer after layer, for each output its weights and then its bias.
 
     Args:
@@ -44,7 +57,7 @@ def pack(params: Mapping[str, Tensor], architecture: CnnArchitecture) -> Tensor:
     return torch.cat(blocks, 1)
 
 
-def unpack(packed: Tensor, architecture: CnnArchitecture) -> dict[str, Tensor]:
+def unpack(packed: Tensor, architecture: Layered) -> dict[str, Tensor]:
     """The inverse of `pack`.
 
     Example:

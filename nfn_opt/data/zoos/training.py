@@ -18,7 +18,7 @@ from nfn_opt.data.zoos.stacked import StackedCnn, pack, unpack
 from nfn_opt.data.zoos.zoo import SCORES, Column, Zoo
 from nfn_opt.meta.randomness import seeded_generator
 
-__all__ = ["ZooData", "plan_chunks", "train_zoo"]
+__all__ = ["ZooData", "plan_chunks", "score_networks", "train_zoo"]
 
 SCORED_AT_ONCE = 100
 """Images in a batch whose outputs are scored."""
@@ -181,12 +181,12 @@ def _scores(
     """`SCORES`, without dropout."""
     kept = torch.randperm(len(data.train), generator=seeded_generator(options.seed, "zoo/images"))
     kept = kept[: round(fraction * len(data.train))][:count]
-    train = _score(packed, cnn, data.train[kept], data.train_labels[kept])
-    test = _score(packed, cnn, data.test[:count], data.test_labels[:count])
+    train = score_networks(packed, cnn, data.train[kept], data.train_labels[kept])
+    test = score_networks(packed, cnn, data.test[:count], data.test_labels[:count])
     return dict(zip(SCORES, (*train, *test), strict=True))
 
 
-def _score(packed: Tensor, cnn: StackedCnn, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def score_networks(packed: Tensor, cnn: StackedCnn, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and share of right answers of each network, NaN where an output is not finite."""
     loss, right = torch.zeros(2, len(packed), dtype=torch.float64)
     for some, wanted in zip(images.split(SCORED_AT_ONCE), labels.split(SCORED_AT_ONCE), strict=True):
