@@ -45,6 +45,14 @@ KINDS: Mapping[str, Kind] = {
         "CNNs of 4,970 parameters that classify images, those of the Small CNN Zoo (arXiv:2002.11448)",
         "nfn_opt.data.zoos.kinds.small_cnn:SmallCnnRun",
     ),
+    "varied-cnn": Kind(
+        "CNNs of all shapes that classify images, in the manner of the CNN Wild Park (arXiv:2403.12143)",
+        "nfn_opt.data.zoos.kinds.varied_cnn:VariedCnnRun",
+    ),
+    "gru-adders": Kind(
+        "GRU networks that add two numbers, those of the Tiny RNN Zoo (arXiv:2402.05232)",
+        "nfn_opt.data.zoos.kinds.gru_adders:GruAddersRun",
+    ),
 }
 """All kinds by name."""
 
