@@ -104,8 +104,8 @@ def addition_problems(count: int, digits: int, generator: torch.Generator) -> tu
     """Draw sums of two numbers; how many digits each has is uniform, and so is it among those of as many.
 
     Returns:
-        Tokens (`TOKENS`) of questions, shape (count, 2 * digits + 1), and answers, shape (count, digits + 1), both int64;
-        answers have blanks in front, questions behind.
+        Tokens (`TOKENS`) of questions, shape (count, 2 * digits + 1), and answers, shape (count, digits + 1), both
+        int64; answers have blanks in front, questions behind.
 
     Example:
         >>> questions, answers = addition_problems(1, 2, torch.Generator().manual_seed(1))
