@@ -7,6 +7,8 @@ Example:
     python scripts/build_zoo.py --kind small-cnn --images mnist_784 --count 2000 --out runs/zoo.safetensors
     python scripts/build_zoo.py --kind small-cnn --images CIFAR_10 --gray --count 2000 --out runs/cifar_zoo.safetensors
     torchrun --nproc-per-node 2 scripts/build_zoo.py --images mnist_784 --count 2000 --out runs/zoo.safetensors
+    python scripts/build_zoo.py --kind varied-cnn --images CIFAR_10 --count 1000 --out runs/varied.safetensors
+    python scripts/build_zoo.py --kind gru-adders --count 500 --out runs/adders.safetensors
 """
 
 from __future__ import annotations

@@ -194,6 +194,8 @@ def _load(path: Path, unsafe_pickle: bool) -> Mapping[str, Any]:
         else:
             with torch.serialization.safe_globals(_stand_ins(path)):
                 content = torch.load(path, map_location="cpu", weights_only=True)
+    except ArtifactError:
+        raise
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ArtifactError(f"{path} is damaged ({reason}); download it again") from error

@@ -19,7 +19,7 @@ from nfn_opt.data.zoos.training import ZooData, batches
 from nfn_opt.data.zoos.varied_options import draw_architecture, draw_varied_members, initial_varied
 from nfn_opt.data.zoos.varied_training import train_varied
 
-OPTIONS = VariedOptions(per_architecture=2, depth=(2, 4), widths=(3, 5), batch_size=16, epochs=(0.05, 0.2))
+OPTIONS = VariedOptions(per_architecture=2, depth=(2, 4), widths=(3, 5), batch_size=16, epochs=(0.1, 0.4))
 
 RESIDUAL = VariedArchitecture(
     in_channels=1,
