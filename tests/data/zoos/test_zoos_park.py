@@ -125,7 +125,8 @@ def omegaconf(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "nodes": ["AnyNode"],
         "base": ["ContainerMetadata"],
     }
-    modules = {}
+    modules: dict[str, Any] = {"omegaconf": types.ModuleType("omegaconf")}
+    monkeypatch.setitem(sys.modules, "omegaconf", modules["omegaconf"])
     for name, members in classes.items():
         module = types.ModuleType(f"omegaconf.{name}")
         for member in members:
