@@ -247,7 +247,8 @@ def run(options: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
     dealt = images.split({"train": 1 - TEST_FRACTION, "test": TEST_FRACTION}, seed=0)
     data = ticket_data(dealt["train"], dealt["test"], protocol.architecture)
     parts = parts_of(tickets, protocol.counts)
-    key = {"protocol": dataclasses.asdict(protocol), "images": images.checksum}
+    settings = dataclasses.asdict(protocol)
+    key = {"protocol": settings, "images": images.checksum}
     record = Record(options.out / "scores.json", key)
     started = time.perf_counter()
     pictures: dict[str, Masks] = {}
@@ -266,7 +267,7 @@ def run(options: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
     (options.out / "winning_tickets.md").write_text(text)
     draw(options.out / "winning_tickets.png", rows, pictures, protocol.architecture)
     result = {
-        "config": {"network": options.network, "images": images.source, **key["protocol"]},
+        "config": {"network": options.network, "images": images.source, **settings},
         "environment": environment(),
         "seconds": time.perf_counter() - started,
         "metrics": {f"{name}/{what}": value for name, row in rows.items() for what, value in row.items()},

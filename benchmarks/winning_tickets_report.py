@@ -95,7 +95,8 @@ def draw(
 ) -> None:
     """Accuracies as bars, and masks of the first layer of one network as pictures."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1, 1.25))
+    left, right = panels
     axes = left.subplots()
     names = list(rows)[::-1]
     colors = ["C0" if "bound" in rows[name] else "C7" for name in names]

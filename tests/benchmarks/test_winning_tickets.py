@@ -11,7 +11,7 @@ import torch
 
 import benchmarks.winning_tickets as benchmark
 from benchmarks.winning_tickets_report import interval, rows_of, table
-from nfn_opt.data.tickets import MlpArchitecture
+from nfn_opt.data.tickets import MlpArchitecture, TicketSet, magnitude_masks
 from nfn_opt.data.zoos import CnnArchitecture
 
 
@@ -19,7 +19,7 @@ from nfn_opt.data.zoos import CnnArchitecture
 def test_runs_and_goes_on(
     network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"mlp": MlpArchitecture(side=8, widths=(6,)), "cnn": CnnArchitecture(widths=(4, 4))}[network]
+    small = MlpArchitecture(side=8, widths=(6,)) if network == "mlp" else CnnArchitecture(widths=(4, 4))
     protocol = dataclasses.replace(benchmark.PROTOCOLS[network], architecture=small)
     monkeypatch.setitem(benchmark.PROTOCOLS, network, protocol)
     command = ["--quick", "--network", network, "--images", "digits", "--epochs", "1", "--out", str(tmp_path)]
@@ -48,10 +48,10 @@ def test_plain_masks_keep_as_many_weights() -> None:
     protocol = benchmark.PROTOCOLS["cnn"]
     shapes = protocol.architecture.parameter_shapes
     params = {name: torch.randn(2, *shape) for name, shape in shapes.items()}
-    kept = benchmark.magnitude_masks(params, 0.95)
-    test = benchmark.TicketSet(params, kept, protocol.architecture)
+    kept = magnitude_masks(params, 0.95)
+    test = TicketSet(params, kept, protocol.architecture)
     counts = {
-        name: sum(mask.flatten(1).sum(1) for mask in masks.values()).tolist()
+        name: torch.stack([mask.flatten(1).sum(1) for mask in masks.values()]).sum(0).tolist()
         for name, masks in benchmark.plain_masks(test, protocol).items()
     }
     assert len({tuple(count) for count in counts.values()}) == 1

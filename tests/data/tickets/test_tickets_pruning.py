@@ -75,6 +75,7 @@ def test_training_is_that_of_a_masked_module(architecture: Architecture) -> None
         F.cross_entropy(module(data.train[numbers]), data.train_labels[numbers]).backward()
         for name, parameter in module.named_parameters():
             if name in masks:
+                assert parameter.grad is not None
                 parameter.grad *= masks[name][1]
         optimizer.step()
     for name, parameter in module.named_parameters():

@@ -53,7 +53,8 @@ def test_cnn_set(tmp_path: Path) -> None:
 
 def test_stopped_build_is_resumed_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _build(tmp_path / "whole.safetensors")
-    chunk, made = building._chunk, []
+    chunk = building._chunk
+    made: list[range] = []
 
     def failing(numbers: range, *others: object) -> TicketSet:
         if made:
