@@ -60,7 +60,9 @@ def test_cnn_and_resumed_set(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert build([*SMALL, "--pruning.sparsity=1.2", f"--out={tmp_path / 'set'}"]) == 2
+    with pytest.raises(SystemExit) as refused:
+        build([*SMALL, "--pruning.sparsity=1.2", f"--out={tmp_path / 'set'}"])
+    assert refused.value.code == 2
     assert "sparsity is 1.2" in capsys.readouterr().err
     assert train([f"--tickets={tmp_path / 'set'}", f"--out={tmp_path / 'run'}"]) == 2
     assert "there is no file" in capsys.readouterr().err
