@@ -4,7 +4,8 @@ Example:
     >>> import torch
     >>> from nfn_opt.data.zoos import CnnArchitecture
     >>> predictor = Predictor(CnnArchitecture(widths=(4, 4)), PredictorConfig(kind="np", hidden_channels=4))
-    >>> params = {name: torch.zeros(2, *shape) for name, shape in CnnArchitecture(widths=(4, 4)).parameter_shapes.items()}
+    >>> shapes = CnnArchitecture(widths=(4, 4)).parameter_shapes
+    >>> params = {name: torch.zeros(2, *shape) for name, shape in shapes.items()}
     >>> predictor.predict(params).shape
     torch.Size([2, 1])
 """

@@ -56,8 +56,8 @@ class Predictor(nn.Module):
     networks (:meth:`fit`).
 
     Args:
-        architecture: The networks: a weight space, of ``symmetry="all"`` for kind ``"np"`` and else ``"hidden"``, or the
-            description of small CNNs.
+        architecture: The networks: a weight space, of ``symmetry="all"`` for kind ``"np"`` and else ``"hidden"``, or
+            the description of small CNNs.
         config: What the predictor is made of.
         network: For kind ``"probing"`` with a weight space, one of the networks, to be run with other weights.
         probes: For kind ``"probing"`` with a weight space, its learned inputs at the start, shape (P, *input shape).

@@ -138,7 +138,7 @@ def test_any_weight_space(tmp_path: Path, generator: torch.Generator) -> None:
     torch.testing.assert_close(loaded.predict(params), predictor.predict(params))
     raw = predictor.eval()(params)
     torch.testing.assert_close(predictor.predict(params), raw * predictor.target_std + predictor.target_mean)
-    assert 5 < predictor.target_mean.min()
+    assert predictor.target_mean.min() > 5
 
 
 def test_one_predictor_for_several_architectures(generator: torch.Generator) -> None:
@@ -241,7 +241,7 @@ def test_refusals(generator: torch.Generator) -> None:
         predictor.predict(params, activations(3))
     with pytest.raises(ValueError, match="1 of 3 networks"):
         NetworkGroup(params, torch.rand(3))
-    with pytest.raises(ValueError, match="fc.bias has 3"):
+    with pytest.raises(ValueError, match="bias has 3"):
         NetworkGroup({"fc.bias": torch.zeros(3, 2)}, torch.rand(4))
     with pytest.raises(ValueError, match="0 to 3"):
         fitted_classes(generator).fit([NetworkGroup(networks(2, generator), torch.tensor([0, 4]))])
