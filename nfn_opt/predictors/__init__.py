@@ -25,6 +25,7 @@ from nfn_opt.predictors.scores import (
     r_squared,
 )
 from nfn_opt.predictors.shipped import list_predictors
+from nfn_opt.predictors.tables import PredictorData, zoo_data
 from nfn_opt.predictors.training import prediction_score, predictions, train_on_groups, train_predictor
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "list_predictors",
     # networks
     "NetworkGroup",
+    "PredictorData",
     "failed_networks",
     "permute_each",
+    "zoo_data",
     # training
     "prediction_score",
     "predictions",
