@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.data.zoos.architecture import CnnArchitecture
-from nfn_opt.functionals import InvariantFunctional
 from nfn_opt.functionals.head import mlp
 from nfn_opt.predictors.architectures import (
     Architecture,
@@ -28,6 +27,7 @@ from nfn_opt.predictors.group import NetworkGroup, failed_networks
 from nfn_opt.predictors.ranges import TrainingRange
 from nfn_opt.predictors.readers import (
     Evaluate,
+    FunctionalReader,
     ProbeReader,
     Standardize,
     StatisticsReader,
@@ -153,7 +153,7 @@ class Predictor(nn.Module):
         batch = len(params[self.space.names[0]]) if space is None else len(params[space.names[0]])
         inputs = self._inputs(inputs, batch)
         reader = self.reader
-        parts = [reader(features, space) if isinstance(reader, InvariantFunctional) else reader(features)]
+        parts = [reader(features, space) if isinstance(reader, FunctionalReader) else reader(features)]
         if self.config.statistics:
             parts.append(self.statistics(features))
         if self.config.kind == "probing":
@@ -260,7 +260,7 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def fit(self, groups: Sequence[NetworkGroup]) -> None:
-        """Standardise weights, further inputs and targets by training networks, and keep their range.
+        """Standardise weights, what readers make of them, further inputs and targets; keep the range.
 
         Args:
             groups: The training networks, those of one architecture in a group.
@@ -281,8 +281,20 @@ class Predictor(nn.Module):
             self.target_mean.copy_(targets.mean(0))
             self.target_std.copy_(targets.std(0, correction=0).clamp_min(1e-8))
         for module in self.modules():
-            if isinstance(module, StatisticsReader):
-                module.fit(torch.cat([module.statistics(self.scaling(params)) for _, params in pairs]))
+            if isinstance(module, StatisticsReader | FunctionalReader):
+                module.standardize.fit(self._pooled(module, groups))
+
+    def _pooled(self, reader: StatisticsReader | FunctionalReader, groups: Sequence[NetworkGroup]) -> Tensor:
+        """What a reader makes of training networks before its linear map, (N, features)."""
+        vectors = []
+        for group in groups:
+            for start in range(0, len(group), NETWORKS_PER_CHUNK):
+                some = {
+                    name: value[start : start + NETWORKS_PER_CHUNK].to(self.target_mean)
+                    for name, value in group.params.items()
+                }
+                vectors.append(reader.pooled(self.scaling(some, group.space), group.space))
+        return torch.cat(vectors)
 
     def _check_targets(self, targets: Tensor) -> None:
         if self.config.target == "class":

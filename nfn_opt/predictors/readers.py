@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfn_opt.functionals import InvariantFunctional
+from nfn_opt.functionals import InvariantConfig, InvariantFunctional
 from nfn_opt.layers import StatisticsFeatures
 from nfn_opt.layers.checks import check_input
 from nfn_opt.predictors.config import PredictorConfig
 from nfn_opt.weight_space import WeightSpace
 
-__all__ = ["FlatReader", "ProbeReader", "StatisticsReader", "make_reader"]
+__all__ = ["FlatReader", "FunctionalReader", "ProbeReader", "StatisticsReader", "make_reader"]
 
 Evaluate = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 """Outputs (B, P, outputs) of B networks for P inputs, from weights, inputs and the numbers given beside (B, I)."""
@@ -73,13 +73,46 @@ class StatisticsReader(nn.Module):
         self.standardize = Standardize(count)
         self.linear = _linear(count, out_features, generator)
 
-    def fit(self, vectors: Tensor) -> None:
-        """Standardise by the statistics of the training networks, shape (N, statistics)."""
-        self.standardize.fit(vectors)
+    def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
+        """The statistics, shape (B, statistics); ``space`` is not used."""
+        return self.statistics(features)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map ``{name: (B, *axes, 1)}`` to (B, out_features)."""
-        return self.linear(self.standardize(self.statistics(features)))
+        return self.linear(self.standardize(self.pooled(features)))
+
+
+class FunctionalReader(nn.Module):
+    """The equivariant layers and the pooling of an invariant functional, standardised, and a linear map of that.
+
+    Means over neurons differ little from network to network: next to what all networks have in common, what makes them
+    different is small, and an MLP behind it learns slowly. So the pooled features are standardised once, as they are
+    before the training.
+
+    Args:
+        space: The weight space.
+        config: The functional; its head is not used but for the length of the vector.
+        generator: Source of the initial weights.
+    """
+
+    def __init__(
+        self, space: WeightSpace, config: InvariantConfig, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        functional = InvariantFunctional(space, config, generator=generator)
+        self._shared = config.sharing == "by_relation"
+        self.layers = functional.layers
+        self.linear = functional.head[0]
+        assert isinstance(self.linear, nn.Linear)
+        self.standardize = Standardize(self.linear.in_features)
+
+    def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
+        """What the pooling gives, shape (B, pooled features)."""
+        return self.layers(features, space if self._shared else None)
+
+    def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
+        """Map ``{name: (B, *axes, 1)}`` of ``space`` to (B, out_features)."""
+        return self.linear(self.standardize(self.pooled(features, space)))
 
 
 class FlatReader(nn.Module):
@@ -142,13 +175,13 @@ class ProbeReader(nn.Module):
 
 def make_reader(
     space: WeightSpace, config: PredictorConfig, generator: torch.Generator | None
-) -> InvariantFunctional | StatisticsReader | FlatReader:
+) -> FunctionalReader | StatisticsReader | FlatReader:
     """What reads the weights of a kind of predictor."""
     if config.kind == "statnn":
         return StatisticsReader(space, config.embedding, generator=generator)
     if config.kind in ("mlp", "mlp-augmented"):
         return FlatReader(space, config.embedding, generator=generator)
-    return InvariantFunctional(space, config.body, generator=generator)
+    return FunctionalReader(space, config.body, generator=generator)
 
 
 def evaluate_module(network: nn.Module) -> Evaluate:

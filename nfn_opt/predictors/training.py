@@ -51,7 +51,8 @@ def train_predictor(
     over the outputs), accuracy (classes) or minus the error (values).
 
     Args:
-        predictor: The predictor; it is fitted to the training networks first (:meth:`Predictor.fit`).
+        predictor: The predictor; if it has not been fitted before (:meth:`Predictor.fit`), it is fitted to the
+            training networks first.
         params: Weights of the training networks, ``{name: (N, *shape)}``.
         targets: What to predict of them, shape (N,) or (N, outputs).
         val_params: Weights of the validation networks.
@@ -81,7 +82,8 @@ def train_predictor(
     """
     group = NetworkGroup(params, targets, inputs)
     val_group = NetworkGroup(val_params, val_targets, val_inputs)
-    predictor.fit([group])
+    if predictor.range is None:
+        predictor.fit([group])
 
     def loss(batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         weights = {name: batch[f"params/{name}"] for name in params}
@@ -129,7 +131,8 @@ def train_on_groups(
             "take kind='relation' for several"
         )
     config = config or TrainingConfig()
-    predictor.fit(groups)
+    if predictor.range is None:
+        predictor.fit(groups)
     together = min(GROUPS_A_STEP, config.batch_size, len(groups))
     each = config.batch_size // together
 
