@@ -138,9 +138,11 @@ def report(found: Sequence[Prediction], reading: Reading, predictor: Predictor) 
 
 
 def _shown(value: float, predictor: Predictor) -> str:
-    if predictor.config.target == "class":
-        return str((predictor.metadata.get("classes") or [])[int(value) :][:1] or int(value)).strip("[]'")
-    return f"{value:.3f}"
+    """A prediction as text; the name of the class, if classes are predicted and have names."""
+    if predictor.config.target != "class":
+        return f"{value:.3f}"
+    names = predictor.metadata.get("classes", [])
+    return str(names[int(value)]) if names else str(int(value))
 
 
 def write_table(path: Path, found: Sequence[Prediction], reading: Reading, predictor: Predictor) -> None:

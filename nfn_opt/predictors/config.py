@@ -74,6 +74,8 @@ class PredictorConfig:
             outputs apart, else 0.
         fourier_frequencies: Random Fourier frequencies of the weights; 0 for none.
         statistics: Whether the head reads the statistics of ``"statnn"`` too, whatever the kind; they are invariant.
+            Of no effect with ``"statnn"``, which reads nothing else, and with ``"relation"``: their number would
+            depend on the architecture.
         compress: Whether weights are seen as ``asinh(w / s)``, with ``s`` their usual size, so that networks with
             large weights and with small ones are both resolved. Signs stay.
         probes: Learned inputs of ``"probing"``.
@@ -121,12 +123,12 @@ class PredictorConfig:
             raise ValueError(f"outputs is {self.outputs}, expected the number of classes, 2 or more")
         if len(set(self.inputs)) != len(self.inputs):
             raise ValueError(f"inputs are {', '.join(self.inputs)}, expected each name once")
-        if self.statistics and self.kind in ("relation", "statnn"):
-            why = (
-                "it has them already" if self.kind == "statnn" else "their number depends on the architecture"
-            )
-            raise ValueError(f"statistics is True, expected False with kind {self.kind!r}: {why}")
         self.body  # noqa: B018  (refuses what does not go together)
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether the head reads the statistics beside what the kind reads."""
+        return self.statistics and self.kind not in ("relation", "statnn")
 
     @property
     def symmetry(self) -> Symmetry:

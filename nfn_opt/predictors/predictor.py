@@ -100,7 +100,7 @@ class Predictor(nn.Module):
         self.scaling = WeightScaling(self.space, shared=self.shared, compress=config.compress)
         self.reader = make_reader(self.space, config, generator)
         parts = 1
-        if config.statistics:
+        if config.reads_statistics:
             self.statistics = StatisticsReader(self.space, config.embedding, generator=generator)
             parts += 1
         if config.kind == "probing":
@@ -154,7 +154,7 @@ class Predictor(nn.Module):
         inputs = self._inputs(inputs, batch)
         reader = self.reader
         parts = [reader(features, space) if isinstance(reader, FunctionalReader) else reader(features)]
-        if self.config.statistics:
+        if self.config.reads_statistics:
             parts.append(self.statistics(features))
         if self.config.kind == "probing":
             parts.append(self.probing(params, inputs))

@@ -100,7 +100,7 @@ def test_every_network_is_read_on_its_own_and_its_activation_counts(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_parameters_get_a_gradient(kind: str, generator: torch.Generator) -> None:
-    predictor = fitted(kind, generator, statistics=kind not in ("statnn", "relation"))
+    predictor = fitted(kind, generator, statistics=True)
     loss = predictor.loss(predictor(doubled(networks(8, generator)), activations(8)), torch.rand(8))
     loss.backward()
     idle = [
@@ -210,7 +210,6 @@ def test_the_range_names_what_is_outside(generator: torch.Generator) -> None:
     [
         ({"kind": "gnn"}, "kind is 'gnn', expected one of np"),
         ({"target": "class"}, "expected the number of classes"),
-        ({"kind": "statnn", "statistics": True}, "it has them already"),
         ({"kind": "relation", "pool": "attention"}, "expected 'mean'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"inputs": ("a", "a")}, "each name once"),
