@@ -105,8 +105,10 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
         else:
             held = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"it cannot be read without running code, or is damaged ({reason})") from error
+        # torch's own message offers to read the file with the risk of running its code.
+        raise ValueError(
+            f"it is damaged, or holds more than tensors and could run code when it is read ({type(error).__name__})"
+        ) from error
     if isinstance(held, Mapping):
         held = next((held[key] for key in WRAPPERS if isinstance(held.get(key), Mapping)), held)
     if not isinstance(held, Mapping) or not held or not all(isinstance(one, Tensor) for one in held.values()):

@@ -28,7 +28,7 @@ def test_a_run(tmp_path: Path, generator: torch.Generator, capsys: pytest.Captur
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result["runs"]) == {"hnp", "statnn", "probing", REFERENCE}
     assert result["best"] == "hnp"  # the only pure weight-space predictor of this package
-    rows = list(csv.DictReader((tmp_path / "run" / "predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "run" / "predictions.csv").read_text().splitlines()))
     assert len(rows) == 20
     columns = {name: torch.tensor([float(row[name]) for row in rows]) for name in rows[0]}
     for name in result["runs"]:
