@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,10 @@ class CnnArchitecture:
         (16, 16, 3, 3)
     """
 
+    kind: ClassVar[str] = "cnn"
+    score: ClassVar[str] = "test_accuracy"
+    words: ClassVar[tuple[str, ...]] = ("activation",)
+
     in_channels: int = 1
     widths: tuple[int, ...] = (16, 16, 16)
     kernel_size: int = 3
@@ -70,6 +74,19 @@ class CnnArchitecture:
     def parameters(self) -> int:
         """How many numbers a network has."""
         return sum(torch.Size(shape).numel() for shape in self.parameter_shapes.values())
+
+    @property
+    def title(self) -> str:
+        """Kind and channels, such as "CNN 1-16-16-16-10"."""
+        return "CNN " + "-".join(map(str, (self.in_channels, *self.widths, self.classes)))
+
+    def module(self, row: Mapping[str, str]) -> SmallCnn:
+        """A network with the activation of a row of a zoo's table."""
+        return SmallCnn(self, row["activation"])
+
+    def range_text(self, scores: Tensor) -> str:
+        """The range of test accuracies in words."""
+        return f"test accuracy {scores.min():.1%} to {scores.max():.1%}".replace("%", " %")
 
     def sizes(self, side: int) -> list[int]:
         """Side of the input and of each layer's output, for square images of a given side.

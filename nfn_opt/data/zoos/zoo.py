@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfn_opt.artifacts import ArtifactError, atomic_write, load_artifact, save_artifact
 from nfn_opt.data.images import part_sizes
-from nfn_opt.data.zoos.architecture import CnnArchitecture, SmallCnn
+from nfn_opt.data.zoos.architecture import CnnArchitecture
 
-__all__ = ["SCORES", "Column", "Zoo"]
+__all__ = ["SCORES", "Architecture", "Column", "Zoo"]
 
 KIND = "zoo"
 """The kind of a `Zoo`'s file."""
@@ -29,8 +30,46 @@ SCORES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 Column = Tensor | tuple[str, ...]
 """A column of the table: numbers, shape (N,), or words."""
 
+ARCHITECTURES: Mapping[str, str] = {
+    CnnArchitecture.kind: "nfn_opt.data.zoos.architecture:CnnArchitecture",
+    "policy": "nfn_opt.data.policies.architecture:PolicyArchitecture",
+}
+"""Where the class of each kind of architecture is, as "module:class"; imported when a file asks for it."""
+
 FINITE_AT_ONCE = 4096
 """Networks that are looked through at once."""
+
+
+class Architecture(Protocol):
+    """What the networks of a zoo are: a frozen dataclass.
+
+    Attributes:
+        kind: Its name in files.
+        score: Column of the table that says how good a network is, in one number.
+        words: Columns of words that a network cannot be made without.
+    """
+
+    kind: ClassVar[str]
+    score: ClassVar[str]
+    words: ClassVar[tuple[str, ...]]
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter by name."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers a network has."""
+
+    @property
+    def title(self) -> str:
+        """What it is, in a few words."""
+
+    def module(self, row: Mapping[str, str]) -> nn.Module:
+        """A network with the words of a row of the table; its parameters are yet to be loaded."""
+
+    def range_text(self, scores: Tensor) -> str:
+        """The range of scores, shape (N,), finite, in words."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +101,7 @@ class Zoo:
     """
 
     params: Mapping[str, Tensor]
-    architecture: CnnArchitecture
+    architecture: Architecture
     table: Mapping[str, Column]
     left_out: int = 0
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -89,22 +128,22 @@ class Zoo:
                 raise ValueError(
                     f"table[{name!r}] must have {len(self)} values, one a network, got {len(column)}"
                 )
-        if isinstance(self.table.get("activation"), Tensor | None):
+        for name in self.architecture.words:
+            if not isinstance(self.table.get(name), Tensor | None):
+                continue
             raise ValueError(
-                "the table must have the column 'activation', of words; it has " + str(list(self.table))
+                f"the table must have the column {name!r}, of words; it has {list(self.table)}"
             )
 
     def __len__(self) -> int:
-        return len(self.params["fc.bias"])
+        return len(next(iter(self.params.values()), ()))
 
     def __repr__(self) -> str:
         one = self.architecture
-        sizes = "-".join(map(str, (one.in_channels, *one.widths, one.classes)))
-        text = f"Zoo({len(self)} x CNN {sizes} of {one.parameters:,} parameters"
-        accuracy = self.table.get("test_accuracy")
-        if isinstance(accuracy, Tensor) and accuracy.isfinite().any():
-            known = accuracy[accuracy.isfinite()]
-            text += f", test accuracy {known.min():.1%} to {known.max():.1%}".replace("%", " %")
+        text = f"Zoo({len(self)} x {one.title} of {one.parameters:,} parameters"
+        scores = self.table.get(one.score)
+        if isinstance(scores, Tensor) and scores.isfinite().any():
+            text += f", {one.range_text(scores[scores.isfinite()])}"
         return text + (f", {self.left_out} left out that are not finite)" if self.left_out else ")")
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Zoo:
@@ -137,7 +176,7 @@ class Zoo:
             for start in range(0, len(self), FINITE_AT_ONCE):
                 some = value[start : start + FINITE_AT_ONCE]
                 failed[start : start + FINITE_AT_ONCE] |= ~some.flatten(1).isfinite().all(1)
-        for name in SCORES:
+        for name in {*SCORES, self.architecture.score}:
             column = self.table.get(name)
             if isinstance(column, Tensor):
                 failed |= ~column.isfinite()
@@ -191,13 +230,17 @@ class Zoo:
         )
 
     def state_dict(self, index: int) -> dict[str, Tensor]:
-        """Copy of the parameters of one network, as ``SmallCnn.load_state_dict`` takes them."""
+        """Copy of the parameters of one network, as ``load_state_dict`` of its module takes them."""
         return {name: value[index].detach().clone() for name, value in self.params.items()}
 
-    def module(self, index: int) -> SmallCnn:
-        """One network as an ordinary module, with a copy of its parameters. It takes images in [-1, 1]."""
-        network = SmallCnn(self.architecture, str(self.table["activation"][index]))
-        network.to(self.params["fc.bias"].dtype).load_state_dict(self.state_dict(index))
+    def module(self, index: int) -> nn.Module:
+        """One network as an ordinary module, with a copy of its parameters.
+
+        A CNN takes images in [-1, 1], a policy what its environment gives.
+        """
+        network = self.architecture.module({name: str(self.table[name][index]) for name in self.architecture.words})
+        parameters = self.state_dict(index)
+        network.to(next(iter(parameters.values())).dtype).load_state_dict(parameters)
         return network
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -223,7 +266,8 @@ class Zoo:
                     torch.from_numpy(codes.astype(np.int64)),
                 )
         metadata = {
-            "architecture": dataclasses.asdict(self.architecture),
+            "kind": self.architecture.kind,
+            "architecture": dataclasses.asdict(self.architecture),  # type: ignore[call-overload]
             "columns": [{"name": name, "words": words} for name, words in columns.items()],
             "left_out": self.left_out,
             "meta": dict(self.meta),
@@ -262,7 +306,7 @@ class Zoo:
                     for name, value in tensors.items()
                     if name.startswith("params.")
                 },
-                architecture=CnnArchitecture(**metadata["architecture"]),
+                architecture=_architecture(metadata),
                 table={
                     column["name"]: _read_column(tensors[f"table.{column['name']}"], column["words"])
                     for column in metadata["columns"]
@@ -285,6 +329,13 @@ def table_path(path: str | os.PathLike[str]) -> Path:
         'runs/zoo.csv'
     """
     return Path(path).with_suffix(".csv")
+
+
+def _architecture(metadata: Mapping[str, Any]) -> Architecture:
+    """The architecture that a file names; the first files named none, and held CNNs."""
+    module, _, name = ARCHITECTURES[metadata.get("kind", CnnArchitecture.kind)].partition(":")
+    made: Architecture = getattr(importlib.import_module(module), name)(**metadata["architecture"])
+    return made
 
 
 def _read_column(values: Tensor, words: Sequence[str] | None) -> Column:

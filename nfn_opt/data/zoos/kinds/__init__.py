@@ -45,6 +45,10 @@ KINDS: Mapping[str, Kind] = {
         "CNNs of 4,970 parameters that classify images, those of the Small CNN Zoo (arXiv:2002.11448)",
         "nfn_opt.data.zoos.kinds.small_cnn:SmallCnnRun",
     ),
+    "policies": Kind(
+        "policies of an environment of gymnasium, from random to solved, with their returns",
+        "nfn_opt.data.zoos.kinds.policies:PoliciesRun",
+    ),
 }
 """All kinds by name."""
 
