@@ -3,64 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Literal
+
+from nfn_opt.training import TrainingConfig
 
 __all__ = ["TrainEditorConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainEditorConfig:
-    """How an editor is trained.
+class TrainEditorConfig(TrainingConfig):
+    """How an editor is trained: the options of :class:`nfn_opt.training.TrainingConfig`, with defaults for editors.
 
     Attributes:
         steps: Number of optimizer steps, at most.
-        batch_size: INRs a step.
         lr: Highest learning rate of AdamW; it warms up linearly and follows the schedule.
-        schedule: "cosine", which falls to zero at the last step, or "constant".
         warmup: Steps of the warm-up.
         weight_decay: Decoupled weight decay.
-        max_norm: Gradients are clipped to this norm.
         validate_every: Steps between two measurements on the validation INRs.
-        patience: End after so many measurements in a row without a better one; None makes all steps.
-        give_up_after: A step whose error or gradient is not finite changes nothing; end after so many in a row.
-        seed: Seed of the order of the INRs.
 
     Example:
-        >>> config = TrainEditorConfig(steps=100, lr=0.1, warmup=4, schedule="constant")
-        >>> [round(config.learning_rate(step), 3) for step in (0, 3, 99)]
-        [0.025, 0.1, 0.1]
+        >>> TrainEditorConfig(steps=100).lr
+        0.003
     """
 
     steps: int = 500
-    batch_size: int = 32
     lr: float = 3e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = 50
     weight_decay: float = 1e-2
-    max_norm: float = 1.0
     validate_every: int = 100
-    patience: int | None = None
-    give_up_after: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "validate_every", "patience", "give_up_after"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        for name in ("lr", "max_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a positive number")
-        for name in ("warmup", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule is {self.schedule!r}, expected 'cosine' or 'constant'")
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        warm = self.lr * min(1.0, (step + 1) / max(self.warmup, 1))
-        if self.schedule == "constant":
-            return warm
-        return warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))

@@ -11,7 +11,7 @@ import torch
 
 from editors.editor import Editor
 from editors.pictures import draw_rows
-from editors.training import EditorTraining, progress_bar
+from editors.training import EditorTraining
 from editors.training_runs.config import EditorRunConfig
 from editors.training_runs.data import Part, Source, load_parts, load_source, prepare
 from editors.training_runs.folder import TITLE_WIDTH, EditorLog, EditorRunFolder, draw_training
@@ -21,6 +21,7 @@ from nfn_opt.meta.logs import check_tensorboard
 from nfn_opt.meta.processes import Processes, restarted
 from nfn_opt.meta.run_folder import environment, write_json
 from nfn_opt.meta.stopping import Agenda, Due, StopRequest
+from nfn_opt.training import progress_bar
 
 __all__ = ["EditorRunResult", "run_training"]
 
@@ -174,7 +175,7 @@ class _EditorRun:
     def _loop(self, log: EditorLog | None, agenda: Agenda) -> Due | None:
         """Make steps until the training is at its end or a stop is due; what was due last."""
         training, due = self.training, None
-        with progress_bar(training, disable=self.config.quiet or log is None) as bar:
+        with progress_bar(training, training.title, disable=self.config.quiet or log is None) as bar:
             while not training.finished and not (due and due.stop):
                 row = training.advance()
                 if log is not None:

@@ -374,7 +374,7 @@ def test_processes_share_the_gradient_of_the_batch(size: int) -> None:
 
 def test_more_processes_than_inrs_in_a_batch() -> None:
     inrs, targets = small()
-    with pytest.raises(ValueError, match="there are 3 processes for batches of 2 INRs"):
+    with pytest.raises(ValueError, match="there are 3 processes for batches of 2;"):
         EditorTraining(
             make_editor(inrs),
             inrs,
