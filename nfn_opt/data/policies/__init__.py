@@ -7,7 +7,9 @@ Example:
 
 from nfn_opt.data.policies.architecture import Policy, PolicyArchitecture
 from nfn_opt.data.policies.building import build_policy_zoo, split_runs
+from nfn_opt.data.policies.improvement import ImproveConfig, Improvement, improve, random_steps
 from nfn_opt.data.policies.picture import draw_policy_zoo
+from nfn_opt.data.policies.prediction import ReturnPredictor, flip_signs, train_return_predictor
 from nfn_opt.data.policies.rollouts import Returns, roll_out
 from nfn_opt.data.policies.training import PolicyOptions
 
@@ -23,4 +25,13 @@ __all__ = [
     "build_policy_zoo",
     "draw_policy_zoo",
     "split_runs",
+    # predicted returns
+    "ReturnPredictor",
+    "flip_signs",
+    "train_return_predictor",
+    # better policies
+    "ImproveConfig",
+    "Improvement",
+    "improve",
+    "random_steps",
 ]

@@ -175,7 +175,7 @@ def _spaces(environment: str) -> tuple[int, gymnasium.spaces.Discrete | gymnasiu
     vector = isinstance(acted, gymnasium.spaces.Box) and len(acted.shape) == 1
     if not discrete and not (vector and np.issubdtype(acted.dtype, np.floating)):
         raise ValueError(
-            f"{environment} has actions {acted}, expected a Discrete that starts at 0, or a Box of one dimension; choose "
-            "another environment, or wrap it"
+            f"{environment} has actions {acted}, expected a Discrete that starts at 0, or a Box of one dimension; "
+            "choose another environment, or wrap it"
         )
     return seen.shape[0], acted

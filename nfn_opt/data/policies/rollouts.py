@@ -181,7 +181,7 @@ def check_params(params: Mapping[str, Tensor], architecture: PolicyArchitecture)
         got = tuple(params[name].shape) if name in params else None
         if got is None or got[1:] != shape or got[0] != len(params["layers.0.bias"]) or not got[0]:
             raise ValueError(
-                f"params[{name!r}] must have shape (N, {', '.join(map(str, shape))}) with N >= 1, as in {architecture}, "
+                f"params[{name!r}] must have shape (N, {', '.join(map(str, shape))}) with N >= 1 for {architecture}, "
                 f"got {'nothing' if got is None else got}; stack the policies along a first axis"
             )
         if not params[name].isfinite().all():

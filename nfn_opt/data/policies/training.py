@@ -214,9 +214,7 @@ class _EvolutionStrategies:
             torch.tensor([getattr(run, name) for run in runs]).unsqueeze(1)
             for name in ("learning_rate", "sigma")
         )
-        self.params = torch.cat(
-            [self._initial(*each) for each in zip(runs, self.generators, strict=True)]
-        )
+        self.params = torch.cat([self._initial(*each) for each in zip(runs, self.generators, strict=True)])
         self.first, self.second = torch.zeros_like(self.params), torch.zeros_like(self.params)
 
     def step(self, generation: int) -> Tensor:

@@ -131,9 +131,7 @@ class Zoo:
         for name in self.architecture.words:
             if not isinstance(self.table.get(name), Tensor | None):
                 continue
-            raise ValueError(
-                f"the table must have the column {name!r}, of words; it has {list(self.table)}"
-            )
+            raise ValueError(f"the table must have the column {name!r}, of words; it has {list(self.table)}")
 
     def __len__(self) -> int:
         return len(next(iter(self.params.values()), ()))
@@ -238,7 +236,9 @@ class Zoo:
 
         A CNN takes images in [-1, 1], a policy what its environment gives.
         """
-        network = self.architecture.module({name: str(self.table[name][index]) for name in self.architecture.words})
+        network = self.architecture.module(
+            {name: str(self.table[name][index]) for name in self.architecture.words}
+        )
         parameters = self.state_dict(index)
         network.to(next(iter(parameters.values())).dtype).load_state_dict(parameters)
         return network
