@@ -24,6 +24,7 @@ from nfn_opt.data.policies import (
     roll_out,
     split_runs,
     train_return_predictor,
+    visited_observations,
 )
 from nfn_opt.data.zoos import Zoo
 from nfn_opt.meta.randomness import seeded_generator
@@ -46,7 +47,7 @@ MEDIOCRE = (0.2, 0.7)
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "HNP": {"kind": "hnp"},
-    "HNP and probes": {"kind": "probing", "probes": 16},
+    "HNP and probes": {"kind": "probing", "probes": 32},
     "HNP of the nfn package": {"kind": "hnp"},
     "StatNN": {"kind": "statnn"},
     "flat MLP": {"kind": "mlp-augmented", "embedding": 256},
@@ -71,8 +72,8 @@ class Plan:
         climb: How policies are improved.
     """
 
-    runs: int = 160
-    steps: int = 1500
+    runs: int = 128
+    steps: int = 1000
     seeds: int = 3
     policies: int = 20
     fresh_episodes: int = 10
@@ -96,17 +97,15 @@ class Setting:
 def settings(quick: bool) -> dict[str, Setting]:
     """The environments."""
     found = {
-        "CartPole-v1": Setting(PolicyOptions(generations=30, snapshots=8), 8),
-        "Pendulum-v1": Setting(
-            PolicyOptions(environment="Pendulum-v1", generations=60, snapshots=8, train_episodes=2), 8
-        ),
+        "CartPole-v1": Setting(PolicyOptions(generations=14), 6),
         "MountainCarContinuous-v0": Setting(
-            PolicyOptions(environment="MountainCarContinuous-v0", generations=40, snapshots=8), 5
+            PolicyOptions(environment="MountainCarContinuous-v0", generations=14), 4
         ),
+        "Pendulum-v1": Setting(PolicyOptions(environment="Pendulum-v1", generations=40), 6),
     }
     if not quick:
         return found
-    small = dataclasses.replace(found["CartPole-v1"].options, generations=6, snapshots=4, hidden=(6, 6))
+    small = dataclasses.replace(found["CartPole-v1"].options, generations=4, snapshots=3, hidden=(6, 6))
     return {"CartPole-v1": Setting(small, 2)}
 
 
@@ -120,7 +119,7 @@ def zoo_of(setting: Setting, runs: int, folder: Path, out: Path) -> Zoo:
         runs=runs,
         options=setting.options,
         episodes=setting.episodes,
-        shard_runs=min(80, runs),
+        shard_runs=min(128, runs),
         resume=path.exists() or stopped,
         progress=True,
     ).finite()
@@ -170,8 +169,17 @@ def put_peer(model: ReturnPredictor, seed: int) -> None:
         predictor.reader = PeerReader(len(zeros) // 2, features, predictor.config)  # type: ignore[assignment]
 
 
+def probe_states(zoo: Zoo, count: int, seed: int) -> Tensor:
+    """Observations that the training policies visit, (count, observations)."""
+    architecture, environment = zoo.architecture, zoo.meta["run"]["options"]["environment"]
+    assert isinstance(architecture, PolicyArchitecture)
+    generator = seeded_generator(seed, "benchmarks/policies/probes")
+    return visited_observations(zoo.params, architecture, environment, count=count, generator=generator)
+
+
 def train_one(kind: str, seed: int, parts: Mapping[str, Zoo], plan: Plan, folder: Path) -> ReturnPredictor:
     """A predictor, trained; one that was stopped goes on."""
+    config = PredictorConfig(**KINDS[kind])
     training = TrainingConfig(
         steps=plan.steps,
         batch_size=64,
@@ -183,8 +191,9 @@ def train_one(kind: str, seed: int, parts: Mapping[str, Zoo], plan: Plan, folder
     return train_return_predictor(
         parts["train"],
         parts["val"],
-        config=PredictorConfig(**KINDS[kind]),
+        config=config,
         training=training,
+        probes=probe_states(parts["train"], config.probes, seed) if config.kind == "probing" else None,
         folder=folder,
         resume=folder.exists(),
         prepare=(lambda model: put_peer(model, seed)) if kind == PEER else None,

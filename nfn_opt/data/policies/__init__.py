@@ -10,7 +10,7 @@ from nfn_opt.data.policies.building import build_policy_zoo, split_runs
 from nfn_opt.data.policies.improvement import ImproveConfig, Improvement, improve, random_steps
 from nfn_opt.data.policies.picture import draw_policy_zoo
 from nfn_opt.data.policies.prediction import ReturnPredictor, flip_signs, train_return_predictor
-from nfn_opt.data.policies.rollouts import Returns, roll_out
+from nfn_opt.data.policies.rollouts import Returns, roll_out, visited_observations
 from nfn_opt.data.policies.training import PolicyOptions
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     # real returns
     "Returns",
     "roll_out",
+    "visited_observations",
     # zoos
     "PolicyOptions",
     "build_policy_zoo",

@@ -72,8 +72,8 @@ def improve(
     Maximises :math:`\bar f(w) - \lambda\, s(w)`, mean and standard deviation of the predictors' logits, subject to
     :math:`\lVert w - w_0 \rVert \le r \lVert w_0 \rVert`. Steps follow the normalised gradient, are projected onto the
     ball and taken only where the objective rises; a policy's step is halved where it does not, and grows by a fifth
-    where it does. Nothing is drawn. Predictors are no environments: they may be wrong where no training policy lies, which is
-    what ball and pessimism are against. What counts is :func:`~nfn_opt.data.policies.rollouts.roll_out`.
+    where it does. Nothing is drawn. Predictors are no environments: they may be wrong where no training policy lies,
+    which is what ball and pessimism are against. What counts is :func:`~nfn_opt.data.policies.rollouts.roll_out`.
 
     Args:
         params: Weights of B policies, ``{name: (B, *shape)}``; they are not changed.

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from nfn_opt.data.policies.architecture import PolicyArchitecture
+from nfn_opt.data.policies.architecture import Policy, PolicyArchitecture
 from nfn_opt.data.zoos.zoo import Zoo
 from nfn_opt.predictors import NetworkGroup, Predictor, PredictorConfig, kendall_tau, permute_each
 from nfn_opt.training import TrainingConfig, train
 from nfn_opt.weight_space import WeightSpace
 
-__all__ = ["ReturnPredictor", "ReturnScale", "flip_signs", "train_return_predictor"]
+__all__ = ["DecidingPolicy", "ReturnPredictor", "ReturnScale", "flip_signs", "train_return_predictor"]
 
 
 class ReturnScale(nn.Module):
@@ -64,6 +64,26 @@ class ReturnScale(nn.Module):
         return torch.lerp(self.knots[low], self.knots[position.ceil().long()], position - low)
 
 
+class DecidingPolicy(Policy):
+    """A policy whose outputs are decisions, softened so that they have a derivative.
+
+    Of scores only their differences decide, of actions only what lies within the bounds: outputs are the tanh of
+    scores minus their mean, or of actions.
+
+    Args:
+        architecture: What it is.
+    """
+
+    def __init__(self, architecture: PolicyArchitecture) -> None:
+        super().__init__(architecture)
+        self.discrete = architecture.head == "discrete"
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Decisions in (-1, 1), shape (B, outputs), for observations (B, observations)."""
+        outputs = super().forward(observations)
+        return (outputs - outputs.mean(-1, keepdim=True) if self.discrete else outputs).tanh()
+
+
 class ReturnPredictor(nn.Module):
     """A predictor of shares, with the scale that makes them returns.
 
@@ -71,6 +91,8 @@ class ReturnPredictor(nn.Module):
         architecture: The policies.
         config: What the predictor is made of; its target is ``"score"``.
         count: Number of training policies.
+        probes: For kind ``"probing"``, observations at which policies are first asked for decisions, shape
+            (P, observations), such as those that they visit; normal ones if not given. They are trained.
         generator: Source of the initial weights.
 
     Attributes:
@@ -91,16 +113,16 @@ class ReturnPredictor(nn.Module):
         config: PredictorConfig,
         count: int,
         *,
+        probes: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         generator = generator or torch.Generator().manual_seed(0)
-        network = architecture.module()
+        network = DecidingPolicy(architecture)
         space = WeightSpace.from_module(
             network, torch.zeros(1, architecture.observations), symmetry=config.symmetry
         )
-        probes = None
-        if config.kind == "probing":
+        if config.kind == "probing" and probes is None:
             probes = torch.randn(config.probes, architecture.observations, generator=generator)
         self.predictor = Predictor(space, config, network=network, probes=probes, generator=generator)
         self.scale = ReturnScale(count)
@@ -148,6 +170,7 @@ def train_return_predictor(
     *,
     config: PredictorConfig | None = None,
     training: TrainingConfig | None = None,
+    probes: Tensor | None = None,
     flip: bool = True,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -164,6 +187,7 @@ def train_return_predictor(
         val_zoo: Policies of the same architecture.
         config: What the predictor is made of.
         training: How it is trained; its seed is that of the predictor's initial weights too.
+        probes: See :class:`ReturnPredictor`.
         flip: Flip the signs of the policies' hidden neurons at random at every step (:func:`flip_signs`).
         folder: See :func:`nfn_opt.training.train`; and so for ``resume`` and ``progress``.
         resume: See there.
@@ -181,7 +205,7 @@ def train_return_predictor(
         )
     config, training = config or PredictorConfig(), training or TrainingConfig()
     generator = torch.Generator().manual_seed(training.seed)
-    model = ReturnPredictor(architecture, config, len(train_zoo), generator=generator)
+    model = ReturnPredictor(architecture, config, len(train_zoo), probes=probes, generator=generator)
     if prepare is not None:
         prepare(model)
     model.scale.fit(_returns(train_zoo))

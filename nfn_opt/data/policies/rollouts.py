@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from nfn_opt.data.policies.architecture import PolicyArchitecture, check_spaces, stacked_outputs
 
-__all__ = ["Returns", "roll_out"]
+__all__ = ["Returns", "roll_out", "visited_observations"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,35 +87,85 @@ def roll_out(
     waiting = _Episodes(count, episodes, seed)
     returns, lengths = np.zeros(count * episodes), np.zeros(count * episodes, dtype=np.int64)
     size = min(num_envs, count * episodes)
-    envs = gymnasium.make_vec(
+    made = gymnasium.make_vec(
         environment, size, vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED}
     )
-    try:
+    bar = tqdm(total=count * episodes, desc=environment, unit="episode", disable=not progress)
+    with contextlib.closing(made) as envs, bar:
         playing, seeds = waiting.take(size)
         observations, _ = envs.reset(seed=seeds)
         actor = _Actor(params, architecture, envs.single_action_space)
         actor.assign(playing // episodes)
-        with tqdm(total=count * episodes, desc=environment, unit="episode", disable=not progress) as bar:
-            while (playing >= 0).any():
-                observations, rewards, ended, cut, _ = envs.step(actor(observations))
-                live = playing >= 0
-                returns[playing[live]] += rewards[live]
-                lengths[playing[live]] += 1
-                done = ended | cut
-                if done.any():
-                    bar.update(int((done & live).sum()))
-                    playing[done], seeds = waiting.take(int(done.sum()))
-                    everyone = np.zeros(size, dtype=np.int64)
-                    everyone[done] = seeds
-                    observations, _ = envs.reset(seed=everyone.tolist(), options={"reset_mask": done})
-                    actor.assign(playing // episodes)
-    finally:
-        envs.close()
+        while (playing >= 0).any():
+            observations, rewards, ended, cut, _ = envs.step(actor(observations))
+            live, done = playing >= 0, ended | cut
+            returns[playing[live]] += rewards[live]
+            lengths[playing[live]] += 1
+            if done.any():
+                bar.update(int((done & live).sum()))
+                playing[done], seeds = waiting.take(int(done.sum()))
+                everyone = np.zeros(size, dtype=np.int64)
+                everyone[done] = seeds
+                observations, _ = envs.reset(seed=everyone.tolist(), options={"reset_mask": done})
+                actor.assign(playing // episodes)
     return Returns(
         torch.from_numpy(returns).view(count, episodes),
         torch.from_numpy(lengths).view(count, episodes),
         tuple(range(seed, seed + episodes)),
     )
+
+
+def visited_observations(
+    params: Mapping[str, Tensor],
+    architecture: PolicyArchitecture,
+    environment: str,
+    *,
+    count: int,
+    generator: torch.Generator,
+    policies: int = 32,
+    steps: int = 100,
+) -> Tensor:
+    """Observations that policies see: a random choice of those of some of them, each in a sub-environment.
+
+    Args:
+        params: By the names of ``Policy``, shape (N, *shape).
+        architecture: What they are.
+        environment: Its name in gymnasium.
+        count: Number of observations.
+        generator: Source of the choices and of the seed of the resets.
+        policies: Policies that are played, drawn at random.
+        steps: Steps of each; where an episode ends, the next begins.
+
+    Returns:
+        Shape (count, observations), float32.
+
+    Raises:
+        ValueError: If there are fewer observations than asked for, or the policies do not fit.
+
+    Example:
+        >>> architecture = PolicyArchitecture.of_environment("CartPole-v1", (8,))
+        >>> params = {name: torch.zeros(2, *shape) for name, shape in architecture.parameter_shapes.items()}
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> visited_observations(params, architecture, "CartPole-v1", count=5, generator=generator).shape
+        torch.Size([5, 4])
+    """
+    check_spaces(architecture, environment)
+    check_params(params, architecture)
+    size = min(policies, len(params["layers.0.bias"]))
+    if count > size * steps:
+        raise ValueError(
+            f"count is {count}, expected at most {size * steps}, {steps} steps of {size} policies"
+        )
+    chosen = torch.randperm(len(params["layers.0.bias"]), generator=generator)[:size]
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    with contextlib.closing(gymnasium.make_vec(environment, size, vectorization_mode="sync")) as envs:
+        actor = _Actor(params, architecture, envs.single_action_space)
+        actor.assign(chosen.numpy())
+        seen = [envs.reset(seed=seed)[0]]
+        while len(seen) < steps:
+            seen.append(envs.step(actor(seen[-1]))[0])
+    observations = torch.from_numpy(np.concatenate(seen)).float()
+    return observations[torch.randperm(len(observations), generator=generator)[:count]]
 
 
 class _Episodes:

@@ -50,7 +50,7 @@ class PolicyOptions:
     seed: int = 0
     hidden: tuple[int, ...] = (16, 16)
     snapshots: int = 6
-    generations: int = 40
+    generations: int = 20
     pairs: int = 8
     train_episodes: int = 1
     learning_rate: tuple[float, float] = (0.02, 0.2)
@@ -62,6 +62,11 @@ class PolicyOptions:
         for name, least in (("snapshots", 2), ("generations", 1), ("pairs", 1), ("train_episodes", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if self.snapshots > self.generations + 1:
+            raise ValueError(
+                f"snapshots is {self.snapshots}, expected at most {self.generations + 1}, as a run of {self.generations} "
+                "generations has no more policies; raise generations"
+            )
         for name in ("learning_rate", "sigma", "init_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
@@ -151,7 +156,7 @@ def train_runs(
         if done is not None:
             done(1)
     table = torch.stack(losses, 1)
-    chosen = spread_snapshots(table, min(options.snapshots, options.generations + 1))
+    chosen = spread_snapshots(table, options.snapshots)
     rows = torch.arange(len(runs)).unsqueeze(1)
     kept = unpack(torch.stack(path, 1)[rows, chosen], es.shapes)
     return kept, chosen, table[rows, chosen]
