@@ -119,7 +119,6 @@ def zoo_of(setting: Setting, runs: int, folder: Path, out: Path) -> Zoo:
         runs=runs,
         options=setting.options,
         episodes=setting.episodes,
-        shard_runs=min(128, runs),
         resume=path.exists() or stopped,
         progress=True,
     ).finite()

@@ -10,9 +10,9 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from nfn_opt.data.policies.architecture import PolicyArchitecture
+from nfn_opt.data.policies.architecture import Policy, PolicyArchitecture
+from nfn_opt.data.policies.episodes import training_returns
 from nfn_opt.meta.families.control import ENVIRONMENTS, Environment
-from nfn_opt.meta.families.policies import PolicyTask
 from nfn_opt.meta.initialization import default_init
 from nfn_opt.meta.randomness import seeded_generator
 
@@ -64,8 +64,8 @@ class PolicyOptions:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if self.snapshots > self.generations + 1:
             raise ValueError(
-                f"snapshots is {self.snapshots}, expected at most {self.generations + 1}, as a run of {self.generations} "
-                "generations has no more policies; raise generations"
+                f"snapshots is {self.snapshots}, expected at most {self.generations + 1}: a run of "
+                f"{self.generations} generations has no more policies; raise generations"
             )
         for name in ("learning_rate", "sigma", "init_scale"):
             low, high = getattr(self, name)
@@ -135,8 +135,8 @@ def train_runs(
 
     .. math:: g = \frac{1}{2 P \sigma} \sum_{j=1}^{P} \left( r_j^+ - r_j^- \right) \epsilon_j
 
-    where :math:`r` are ranks of the losses of all 2 P perturbed policies, from -0.5 to 0.5. Episodes are those of
-    :mod:`nfn_opt.meta.families.control`, which follows gymnasium's equations in batched single precision; what is
+    where :math:`r` are ranks of minus the returns of all 2 P perturbed policies, from -0.5 to 0.5. Episodes follow
+    :mod:`nfn_opt.meta.families.control`, gymnasium's equations in batched single precision; what is
     trained there is then judged in gymnasium (:func:`~nfn_opt.data.policies.rollouts.roll_out`).
 
     Args:
@@ -146,7 +146,7 @@ def train_runs(
 
     Returns:
         Parameters by name, shape (R, snapshots, *shape); the generation of each snapshot, int64, shape (R, snapshots),
-        increasing; and its mean return over the perturbed policies of that generation, as a loss, shape (R, snapshots).
+        increasing; and minus the mean return of the policies around it, shape (R, snapshots).
     """
     es = _EvolutionStrategies(options, runs)
     path, losses = [], []
@@ -211,9 +211,8 @@ class _EvolutionStrategies:
         self.options, self.shapes = options, options.architecture.parameter_shapes
         horizon = gymnasium.spec(options.environment).max_episode_steps
         assert horizon is not None
-        environment = environment_class(options.environment)()
-        self.task = PolicyTask(environment, hidden=options.hidden, horizon=horizon, evaluated=1)
-        self.names = [name for name, _ in self.task.network.named_parameters()]
+        self.horizon, self.environment = horizon, environment_class(options.environment)()
+        self.network = Policy(options.architecture)
         self.generators = [seeded_generator(options.seed, f"policies/run/{run.number}") for run in runs]
         self.rates, self.sigmas = (
             torch.tensor([getattr(run, name) for run in runs]).unsqueeze(1)
@@ -227,7 +226,7 @@ class _EvolutionStrategies:
         pairs, width = self.options.pairs, self.params.shape[1]
         noise = torch.stack([torch.randn(pairs, width, generator=each) for each in self.generators])
         starts = self.options.train_episodes
-        states = torch.stack([self.task.environment.reset(each, (starts,)) for each in self.generators])
+        states = torch.stack([self.environment.reset(each, (starts,)) for each in self.generators])
         spread = self.sigmas.unsqueeze(1) * noise
         centre = self.params.unsqueeze(1)
         losses = self._losses(torch.cat([centre + spread, centre - spread], 1), states)
@@ -237,11 +236,11 @@ class _EvolutionStrategies:
         return losses.mean(1)
 
     def _losses(self, policies: Tensor, states: Tensor) -> Tensor:
-        """Losses (R, 2 P) of policies (R, 2 P, D), each on its run's initial states (R, E, variables)."""
+        """Minus mean returns (R, 2 P) of policies (R, 2 P, D), each on its run's initial states (R, E, variables)."""
         count = policies.shape[1]
         params = unpack(policies.flatten(0, 1), self.shapes)
-        named = dict(zip(self.names, params.values(), strict=True))
-        return self.task.losses(named, {"states": states.repeat_interleave(count, 0)}).view(-1, count)
+        starts = states.repeat_interleave(count, 0)
+        return -training_returns(self.environment, params, starts, self.horizon).mean(1).view(-1, count)
 
     def _adam(self, gradient: Tensor, count: int) -> None:
         """A step of Adam."""
@@ -252,7 +251,7 @@ class _EvolutionStrategies:
 
     def _initial(self, run: PolicyRun, generator: torch.Generator) -> Tensor:
         """Initial parameters of a run, shape (1, D)."""
-        drawn = default_init(self.task.network, generator, 1)
+        drawn = default_init(self.network, generator, 1)
         return run.init_scale * torch.cat([value.flatten(1) for value in drawn.values()], 1)
 
 

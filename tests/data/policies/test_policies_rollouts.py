@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nfn_opt.data.policies import Policy, PolicyArchitecture, roll_out
 from nfn_opt.data.policies.architecture import check_spaces, stacked_outputs
+from nfn_opt.data.policies.episodes import training_returns
 from nfn_opt.meta.families.control import ENVIRONMENTS, Environment
 from nfn_opt.meta.families.policies import PolicyTask
 
@@ -74,11 +75,18 @@ def test_an_episode_depends_on_its_policy_and_seed_alone() -> None:
     torch.testing.assert_close(whole.standard_error, whole.each.std(1) / 2)
 
 
-class FromStates(PolicyTask):
-    """Rollouts of the batched equations from given states."""
-
-    def __init__(self, environment: Environment, horizon: int) -> None:
-        super().__init__(environment, hidden=(5, 3), horizon=horizon, evaluated=1)
+@pytest.mark.parametrize("environment", ENVIRONMENTS.values())
+def test_training_returns_are_those_of_the_policy_task(
+    environment: type[Environment], generator: torch.Generator
+) -> None:
+    """The twin keeps all episodes to the end; here those that have ended leave."""
+    params = policies(environment.name, 30, scale=0.7)
+    task = PolicyTask(environment(), hidden=(5, 3), horizon=60, evaluated=1)
+    states = environment().reset(generator, (30, 2))
+    returns = training_returns(environment(), params, states, 60)
+    named = dict(zip((key for key, _ in task.network.named_parameters()), params.values(), strict=True))
+    expected = task.losses(named, {"states": states})
+    torch.testing.assert_close(environment().loss(returns, 60).mean(1), expected)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS.values())
@@ -86,8 +94,6 @@ def test_the_batched_equations_agree_with_gymnasium(environment: type[Environmen
     """From the same states, up to single precision: of one step, and where chaos leaves it, of whole episodes."""
     name, steps = environment.name, 25
     params, architecture = policies(name, 4, scale=0.7), PolicyArchitecture.of_environment(name, (5, 3))
-    task = FromStates(environment(), steps)
-    named = dict(zip((key for key, _ in task.network.named_parameters()), params.values(), strict=True))
     starts, totals = [], torch.zeros(4)
     for number in range(4):
         policy = Policy(architecture)
@@ -100,9 +106,8 @@ def test_the_batched_equations_agree_with_gymnasium(environment: type[Environmen
             patch.setattr(gymnasium, "make", lambda each, make=make: make(each, max_episode_steps=steps))
             totals[number] = plain_return(policy, name, number)[0]
     states = torch.stack(starts).float().unsqueeze(1)
-    losses = task.losses(named, {"states": states})
-    expected = task.environment.loss(totals.unsqueeze(0), steps).squeeze(0)
-    torch.testing.assert_close(losses, expected, atol=2e-3, rtol=1e-3)
+    returns = training_returns(environment(), params, states, steps).squeeze(1)
+    torch.testing.assert_close(returns, totals, atol=2e-3 * steps, rtol=1e-3)
 
 
 def test_stacked_outputs_are_those_of_the_modules(generator: torch.Generator) -> None:
