@@ -32,7 +32,7 @@ class ZooArchitecture(abc.ABC):
     """Its name in files."""
 
     scores: ClassVar[tuple[str, ...]]
-    """Columns that say how good a network is; the last is a share, the first to look at."""
+    """Columns that say how good a network is; the last is the first to look at."""
 
     @property
     @abc.abstractmethod
@@ -59,6 +59,11 @@ class ZooArchitecture(abc.ABC):
             ValueError: It says which column.
         """
         del table
+
+    def range_text(self, scores: Tensor) -> str:
+        """From which to which value the last of `scores` goes, in words; shares as percentages."""
+        name = self.scores[-1].replace("_", " ")
+        return f"{name} {scores.min():.1%} to {scores.max():.1%}".replace("%", " %")
 
     @property
     def parameters(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from nfn_opt.artifacts import ArtifactError, atomic_write, load_artifact, save_artifact
 from nfn_opt.data.images import part_sizes
-from nfn_opt.data.zoos.adders import GruAdderArchitecture
 from nfn_opt.data.zoos.architecture import CnnArchitecture, ZooArchitecture
 from nfn_opt.data.zoos.table import (
     Column,
@@ -32,10 +32,12 @@ __all__ = ["ARCHITECTURES", "Zoo"]
 KIND = "zoo"
 """The kind of a `Zoo`'s file."""
 
-ARCHITECTURES: Mapping[str, type[ZooArchitecture]] = {
-    architecture.kind: architecture for architecture in (CnnArchitecture, GruAdderArchitecture)
+ARCHITECTURES: Mapping[str, str] = {
+    "cnn": "nfn_opt.data.zoos.architecture:CnnArchitecture",
+    "gru-adder": "nfn_opt.data.zoos.adders:GruAdderArchitecture",
+    "policy": "nfn_opt.data.policies.architecture:PolicyArchitecture",
 }
-"""The descriptions of networks that a file may hold."""
+"""Descriptions of networks that a file may hold, as "module:class"; imported when a file asks for one."""
 
 FINITE_AT_ONCE = 4096
 """Networks that are looked through at once."""
@@ -93,16 +95,14 @@ class Zoo:
         self.architecture.check_table(self.table)
 
     def __len__(self) -> int:
-        return len(next(iter(self.params.values())))
+        return len(next(iter(self.params.values()), ()))
 
     def __repr__(self) -> str:
         one = self.architecture
         text = f"Zoo({len(self)} x {one.summary} of {one.parameters:,} parameters"
         score = self.table.get(one.scores[-1])
         if isinstance(score, Tensor) and score.isfinite().any():
-            known = score[score.isfinite()]
-            name = one.scores[-1].replace("_", " ")
-            text += f", {name} {known.min():.1%} to {known.max():.1%}".replace("%", " %")
+            text += f", {one.range_text(score[score.isfinite()])}"
         return text + (f", {self.left_out} left out that are not finite)" if self.left_out else ")")
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Zoo:
@@ -260,4 +260,6 @@ def _architecture(metadata: Mapping[str, Any]) -> ZooArchitecture:
     kind = metadata.get("architecture_kind", CnnArchitecture.kind)
     if kind not in ARCHITECTURES:
         raise ValueError(f"its networks are {kind!r}, expected one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[kind](**metadata["architecture"])
+    module, _, name = ARCHITECTURES[kind].partition(":")
+    made: ZooArchitecture = getattr(importlib.import_module(module), name)(**metadata["architecture"])
+    return made

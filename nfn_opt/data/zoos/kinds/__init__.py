@@ -53,6 +53,10 @@ KINDS: Mapping[str, Kind] = {
         "GRU networks that add two numbers, those of the Tiny RNN Zoo (arXiv:2402.05232)",
         "nfn_opt.data.zoos.kinds.gru_adders:GruAddersRun",
     ),
+    "policies": Kind(
+        "policies of an environment of gymnasium, from random to solved, with their returns",
+        "nfn_opt.data.zoos.kinds.policies:PoliciesRun",
+    ),
 }
 """All kinds by name."""
 
