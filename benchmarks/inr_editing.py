@@ -12,6 +12,7 @@ are those of training steps. Editors that read weights only are reported apart f
 editor sees the edited image). Refit goes on optimising each INR on the edited image itself.
 
 Comparison and ablation can be run one by one: ``--body-seeds 0`` leaves out the bodies, ``--seeds 0`` the reference.
+Fitted INRs and finished trainings stay in the folder: the same command again goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.inr_editing_bodies import DEFAULT, Params, Reference, bodies
-from benchmarks.inr_editing_report import Trained, draw, table
+from benchmarks.inr_editing_records import Records, Trained
+from benchmarks.inr_editing_report import draw, table
 from editors import (
     Editor,
     EditorConfig,
@@ -67,6 +70,7 @@ class Protocol:
         seeds: Trainings of the reference, and of the default for as many steps.
         timed_seeds: Trainings of the default for as many seconds, at most `seeds`.
         body_seeds: Trainings of each body.
+        warmup_seeds: Trainings of the reference with a tenth of its warm-up.
         warmup: Steps of the reference's warm-up.
     """
 
@@ -76,7 +80,12 @@ class Protocol:
     seeds: int = 3
     timed_seeds: int = 3
     body_seeds: int = 1
+    warmup_seeds: int = 1
     warmup: int = 1000
+
+    def conditions(self) -> dict[str, Any]:
+        """What every training depends on: all but how many there are."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if not name.endswith("seeds")}
 
 
 QUICK = Protocol(counts=(200, 50, 50), steps=20, seeds=1, timed_seeds=1, warmup=20)
@@ -89,6 +98,10 @@ class Problem:
 
     inrs: Mapping[str, InrSet]
     targets: Mapping[str, Tensor]
+
+    def images(self, part: str) -> Tensor:
+        """The edited images, values in [0, 1], shape (B, H, W, C)."""
+        return ((self.targets[part] + 1) / 2).unflatten(1, self.inrs[part].image_size)
 
     def error(self, edit: Callable[[Params], Params], part: str = "test") -> float:
         """Mean squared error of an edit of weights, values in [-1, 1]."""
@@ -130,11 +143,9 @@ def train_ours(
     make: Callable[[torch.Generator], Editor], problem: Problem, seed: int, config: TrainEditorConfig
 ) -> tuple[Trained, Editor]:
     """Train an editor as users do; the seconds are without validations."""
-    editor, shape = make(torch.Generator().manual_seed(seed)), problem.inrs["train"].image_size
-    images = ((problem.targets["train"] + 1) / 2).unflatten(1, shape)
-    history = train_editor(editor, problem.inrs["train"], images, config=config)
-    wanted = ((problem.targets["test"] + 1) / 2).unflatten(1, shape)
-    found = editing_error(editor, problem.inrs["test"], wanted)
+    editor = make(torch.Generator().manual_seed(seed))
+    history = train_editor(editor, problem.inrs["train"], problem.images("train"), config=config)
+    found = editing_error(editor, problem.inrs["test"], problem.images("test"))
     return Trained(found, history[-1]["seconds"], config.steps, count(editor)), editor
 
 
@@ -200,56 +211,69 @@ def recipe(protocol: Protocol, steps: int, seed: int) -> TrainEditorConfig:
     return TrainEditorConfig(steps=steps, batch_size=protocol.batch_size, seed=seed, validate_every=steps)
 
 
-def compare(
-    problem: Problem, config: EditorConfig, protocol: Protocol, report: Callable[[str, Trained], None]
-) -> Editor | None:
-    """Train the reference and the default editor in turn; the default editor trained last."""
-    editor, default = None, bodies(config)[DEFAULT]
+def compare(problem: Problem, config: EditorConfig, protocol: Protocol, records: Records, path: Path) -> None:
+    """Train the reference and the default editor in turn; the default editor of the last training is saved."""
+    default = bodies(config)[DEFAULT]
+
+    def trained(name: str, seed: int, steps: int) -> Trained:
+        def make() -> Trained:
+            one, editor = train_ours(default, problem, seed, recipe(protocol, steps, seed))
+            editor.save(path)
+            return one
+
+        return records.once(name, seed, make)
+
+    def reference(name: str, seed: int, of: Protocol) -> Trained:
+        return records.once(name, seed, lambda: train_reference(problem, seed, of))
+
     for seed in range(protocol.seeds):
-        reference = train_reference(problem, seed, protocol)
-        report("nfn NP", reference)
-        same, editor = train_ours(default, problem, seed, recipe(protocol, protocol.steps, seed))
-        report("default, same steps", same)
+        theirs = reference("nfn NP", seed, protocol)
+        same = trained("default, same steps", seed, protocol.steps)
         if seed < protocol.timed_seeds:
-            steps = max(1, int(protocol.steps * reference.seconds / same.seconds))
-            longer, editor = train_ours(default, problem, seed, recipe(protocol, steps, seed))
-            report("default, same seconds", longer)
-    if protocol.seeds:
-        quicker = dataclasses.replace(protocol, warmup=protocol.warmup // 10)
-        report(f"nfn NP, warm-up of {quicker.warmup} steps", train_reference(problem, 0, quicker))
-    return editor
+            steps = max(1, int(protocol.steps * theirs.seconds / same.seconds))
+            trained("default, same seconds", seed, steps)
+    quicker = dataclasses.replace(protocol, warmup=protocol.warmup // 10)
+    for seed in range(protocol.warmup_seeds):
+        reference(f"nfn NP, warm-up of {quicker.warmup} steps", seed, quicker)
+
+
+def ablate(problem: Problem, config: EditorConfig, protocol: Protocol, records: Records, path: Path) -> None:
+    """Train each of the bodies; the default is saved, if none is there."""
+    for name, body in bodies(config).items():
+        for seed in range(protocol.body_seeds):
+
+            def make(name: str = name, body: Any = body, seed: int = seed) -> Trained:
+                one, editor = train_ours(body, problem, seed, recipe(protocol, protocol.steps, seed))
+                if name == DEFAULT and not path.exists():
+                    editor.save(path)
+                return one
+
+            records.once(name, seed, make)
 
 
 def run(options: argparse.Namespace, protocol: Protocol) -> None:
     """Train all and write table, pictures and numbers."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    problem = make_problem(
-        options.edit, options.images or SOURCES[options.edit], protocol.counts, options.out
-    )
-    test, shape = problem.inrs["test"], problem.inrs["test"].image_size
-    images = ((problem.targets["test"] + 1) / 2).unflatten(1, shape)
-    no_edit = no_edit_error(test, images)
-    config = EditorConfig(siren=test.config, edit=options.edit, image_size=shape)
-
-    found: dict[str, list[Trained]] = {}
-
-    def report(name: str, one: Trained) -> None:
-        found.setdefault(name, []).append(one)
-        print(
-            f"{name}: error {one.error:.4f}, {one.error / no_edit:.3f} of no edit, {one.steps} steps in "
-            f"{one.seconds:.0f} s",
-            flush=True,
-        )
-
-    editor = compare(problem, config, protocol, report)
-    for name, make in bodies(config).items():
-        for seed in range(protocol.body_seeds):
-            one, trained = train_ours(make, problem, seed, recipe(protocol, protocol.steps, seed))
-            report(name, one)
-            editor = editor or trained  # the first body is the default
-    if editor is None:
+    if not protocol.seeds and not protocol.body_seeds:
         raise ValueError("seeds and body_seeds are 0, expected one of them to be at least 1")
+    options.out.mkdir(parents=True, exist_ok=True)
+    source = options.images or SOURCES[options.edit]
+    problem = make_problem(options.edit, source, protocol.counts, options.out)
+    test = problem.inrs["test"]
+    no_edit = no_edit_error(test, problem.images("test"))
+    conditions = {"edit": options.edit, "images": str(source), **protocol.conditions()}
+    records = Records(options.out / "trainings.json", conditions, no_edit)
+    config = EditorConfig(siren=test.config, edit=options.edit, image_size=test.image_size)
+    path = options.out / "editor.safetensors"
+    compare(problem, config, protocol, records, path)
+    ablate(problem, config, protocol, records, path)
+    write(options, protocol, problem, records, Editor.load(path))
+
+
+def write(
+    options: argparse.Namespace, protocol: Protocol, problem: Problem, records: Records, editor: Editor
+) -> None:
+    """Measure what is quickly measured, and write it with all that was trained."""
+    test, no_edit, found = problem.inrs["test"], records.no_edit, records.found
     refitted, edit_ms = refits(problem), milliseconds(editor, problem)
     lines = [
         table(found, no_edit),
@@ -261,14 +285,13 @@ def run(options: argparse.Namespace, protocol: Protocol) -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     (options.out / "inr_editing.md").write_text(text)
-    editor.save(options.out / "editor.safetensors")
     draw(options.out / "inr_editing.png", found, refitted, no_edit, edit_ms)
-    some = test[:10]
+    some, (height, width) = test[:10], test.image_size
     rows = {
         "INR": some.render(),
-        "exact edit": images[:10],
+        "exact edit": problem.images("test")[:10],
         "learned edit": editor(some).render(),
-        "4x pixels": editor(some).render((4 * shape[0], 4 * shape[1])),
+        "4x pixels": editor(some).render((4 * height, 4 * width)),
     }
     draw_rows(options.out / "examples.png", rows, f"{options.edit} of held-out INRs, default editor")
     write_json(
@@ -276,7 +299,6 @@ def run(options: argparse.Namespace, protocol: Protocol) -> None:
         {
             "config": {"edit": options.edit, "images": options.images, **dataclasses.asdict(protocol)},
             "environment": environment(),
-            "seconds": time.perf_counter() - started,
             "no_edit": no_edit,
             "psnr_db": test.psnr.mean().item(),
             "editors": {name: [dataclasses.asdict(one) for one in some] for name, some in found.items()},
@@ -300,13 +322,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="trainings of reference and default, likewise")
     parser.add_argument("--timed-seeds", type=int, help="trainings for as many seconds, likewise")
     parser.add_argument("--body-seeds", type=int, help="trainings of each body, likewise")
+    parser.add_argument("--warmup-seeds", type=int, help="trainings with a quicker warm-up, likewise")
     parser.add_argument("--threads", type=int, help="CPU threads; PyTorch's choice if not given")
     parser.add_argument("--out", type=Path, default=Path("runs/inr_editing"), help="folder to write to")
     options = parser.parse_args(arguments)
     protocol = QUICK if options.quick else FULL if options.full else Protocol()
     if options.threads:
         torch.set_num_threads(options.threads)
-    names = ("steps", "seeds", "timed_seeds", "body_seeds")
+    names = ("steps", "seeds", "timed_seeds", "body_seeds", "warmup_seeds")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     run(options, dataclasses.replace(protocol, **given))
 

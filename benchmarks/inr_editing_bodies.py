@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from editors import Editor, EditorConfig, InrSet, coordinates
-from editors.editor import STATISTICS_FROM, WEIGHTS_ONLY
+from editors.editor import STATISTICS_FROM
+from editors.editor_config import WEIGHTS_ONLY
 from editors.guide import pull_back, render_for_gradient
 from nfn_opt.functionals import EquivariantFunctional
 from nfn_opt.weight_space import Symmetry

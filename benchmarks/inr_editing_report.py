@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """One training: seconds of its steps, and the error on the test INRs."""
-
-    error: float
-    seconds: float
-    steps: int
-    parameters: int
+from benchmarks.inr_editing_records import Trained
 
 
 def table(found: Mapping[str, Sequence[Trained]], no_edit: float) -> str:

@@ -9,7 +9,8 @@ pictures = edited.render()
 from editors.canonical import Signs, canonicalize
 from editors.chosen_edit import ChosenEdit
 from editors.edit_family import EditFamily
-from editors.editor import WEIGHTS_ONLY, Editor, EditorConfig
+from editors.editor import Editor
+from editors.editor_config import WEIGHTS_ONLY, EditorConfig
 from editors.edits import EDITS, Edit, find_edit, get_edit
 from editors.errors import editing_error, editing_errors, editing_scores, no_edit_error, score_table
 from editors.fit_files import fit_to_file

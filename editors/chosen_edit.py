@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from editors.editor import Editor, EditorConfig
+from editors.editor import Editor
+from editors.editor_config import EditorConfig
 from editors.edits import get_edit
 from editors.inr_set import InrSet
 

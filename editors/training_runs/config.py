@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from editors.editor import EditorConfig
+from editors.editor_config import EditorConfig
 from editors.guide import GuideConfig
 from editors.siren import SirenConfig
 from editors.training_config import TrainEditorConfig

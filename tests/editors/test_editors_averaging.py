@@ -26,7 +26,7 @@ from editors import (
     write_report,
 )
 from editors.averaging import average_sirens, averaged_config, interleave, mean_of_groups, repeat_each
-from editors.editor import WEIGHTS_ONLY
+from editors.editor_config import WEIGHTS_ONLY
 from editors.errors import as_targets, squared_errors
 from editors.guide import GuideConfig
 from editors.report import weight_changes

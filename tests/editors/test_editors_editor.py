@@ -15,7 +15,8 @@ from torch import Tensor
 import editors
 from editors import Editor, EditorConfig, InrSet, Siren, SirenConfig, fit, get_edit, pretrained_editors
 from editors.canonical import canonicalize
-from editors.editor import WEIGHTS_ONLY, describe
+from editors.editor import describe
+from editors.editor_config import WEIGHTS_ONLY
 from editors.guide import GuideConfig
 from editors.shipped import FOLDER
 from editors.siren import coordinates, initial_parameters, siren_apply
