@@ -88,7 +88,10 @@ class PatchDecoder(nn.Module):
             )
             return
         self.siren = SirenConfig(
-            hidden_width=config.siren_width, hidden_layers=1, out_channels=channels, omega_0=config.siren_omega
+            hidden_width=config.siren_width,
+            hidden_layers=1,
+            out_channels=channels,
+            omega_0=config.siren_omega,
         )
         drawn = initial_parameters(self.siren, 1, generator or torch.Generator().manual_seed(0))
         self.base = nn.Parameter(torch.cat([drawn[name].flatten() for name in self.siren.parameter_shapes]))

@@ -1,4 +1,4 @@
-"""Networks of NF-Layers: equivariant functionals (weights to weights), invariant ones (weights to a vector or array)."""
+"""Networks of NF-Layers: equivariant ones (weights to weights), invariant ones (to a vector or array)."""
 
 from nfn_opt.functionals.array_transformer import ArrayBlock, ArrayClassifier, ArrayClassifierConfig
 from nfn_opt.functionals.body import BodyConfig

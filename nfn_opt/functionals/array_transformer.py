@@ -98,7 +98,7 @@ class ArrayClassifierConfig:
 
 
 class ArrayClassifier(nn.Module):
-    """A layer norm, a Transformer on the latents of an array, then the mean over its places, then a linear layer to the classes.
+    """A Transformer on the normed latents of an array, the mean over its places, a linear layer to the classes.
 
     Args:
         config: Sizes.

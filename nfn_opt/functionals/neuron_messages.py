@@ -106,7 +106,9 @@ class NeuronMessages(nn.Module):
             )
 
         later = range(len(sizes) - 1)
-        self.updates = nn.ModuleList([mlp(2 * self.config.fourier_frequencies), *(mlp(channels) for _ in later)])
+        self.updates = nn.ModuleList(
+            [mlp(2 * self.config.fourier_frequencies), *(mlp(channels) for _ in later)]
+        )
         self.forth = nn.ModuleList(linear(channels, channels, "linear", generator) for _ in later)
         self.back = nn.ModuleList(linear(channels, channels, "linear", generator) for _ in later)
         self.returns = nn.ModuleList(mlp(channels) for _ in later)
@@ -127,7 +129,11 @@ class NeuronMessages(nn.Module):
             neurons.append(update(heard + bias * direction))
         told = [neurons[-1] + self.outputs]
         for weight, own, send, update in zip(
-            reversed(weights[1:]), reversed(neurons[:-1]), reversed(self.back), reversed(self.returns), strict=True
+            reversed(weights[1:]),
+            reversed(neurons[:-1]),
+            reversed(self.back),
+            reversed(self.returns),
+            strict=True,
         ):
             heard = torch.bmm(weight.mT, send(told[-1])) / math.sqrt(weight.shape[1])
             told.append(own + update(own * heard))
