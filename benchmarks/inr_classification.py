@@ -199,7 +199,7 @@ def draw(parts: InrParts, out: Path) -> dict[str, float]:
     assert test.labels is not None
     assert gallery.labels is not None
     arrays = model.embed(test)
-    near = nearest(arrays, model.embed(gallery), 5)
+    near = nearest(arrays, model.embed(gallery), 3)
     share = (gallery.labels[near[:, 0]] == test.labels).float().mean().item()
     draw_reconstructions(out / "reconstructions.png", model, test, "Test INRs, and what their arrays show")
     title = (

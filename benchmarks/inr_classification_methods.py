@@ -73,7 +73,9 @@ class Sizes:
         )
     )
     encoder: LatentEncoderConfig = dataclasses.field(
-        default_factory=lambda: LatentEncoderConfig(body=NeuronMessagesConfig(channels=64))
+        default_factory=lambda: LatentEncoderConfig(
+            body=NeuronMessagesConfig(channels=96), read_channels=256, heads=8
+        )
     )
     autoencoder: TrainingConfig = dataclasses.field(
         default_factory=lambda: TrainingConfig(

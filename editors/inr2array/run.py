@@ -72,6 +72,7 @@ class Inr2ArrayRun:
         body: What reads the weights; messages: between neurons, the cheapest; np, hnp: NF-Layers (arXiv:2302.14040);
             nft: NF-Transformer blocks, as in arXiv:2305.13546.
         channels: Channels of the body.
+        read_channels: Channels to which these are widened before latents attend to them; not at all if not given.
         body_layers: Hidden layers of a body of NF-Layers or blocks.
         latent_channels: Channels of a latent.
         grid: Rows and columns of the array.
@@ -91,7 +92,8 @@ class Inr2ArrayRun:
     views: int = 2
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
     body: str = "messages"
-    channels: int = 64
+    channels: int = 96
+    read_channels: int | None = 256
     body_layers: int = 3
     latent_channels: int = 64
     grid: tuple[int, int] = (4, 4)
@@ -116,7 +118,11 @@ class Inr2ArrayRun:
             siren=siren,
             image_size=image_size,
             grid=self.grid,
-            encoder=LatentEncoderConfig(body=self.body_config(), latent_channels=self.latent_channels),
+            encoder=LatentEncoderConfig(
+                body=self.body_config(),
+                read_channels=self.read_channels,
+                latent_channels=self.latent_channels,
+            ),
             decoder=self.decoder,
             symmetry="hidden" if self.body in ("messages", "hnp") else "all",
         )
@@ -256,7 +262,7 @@ def _finish(
     test, gallery = parts.test, parts.views[0]
     arrays, others = model.embed(test), model.embed(gallery)
     labels, known = (check_labels(some, len(parts.class_names)) for some in (test, gallery))
-    near = nearest(arrays, others, 5)
+    near = nearest(arrays, others, 3)
     scores = {
         "accuracy": accuracy(classifier.predict(test), labels),
         "neighbour_accuracy": accuracy(known[near[:, 0]], labels),

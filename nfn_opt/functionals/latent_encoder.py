@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from nfn_opt.functionals.array_transformer import ArrayBlock
 from nfn_opt.functionals.body import BodyConfig, body, check_at_least
+from nfn_opt.functionals.head import linear
 from nfn_opt.functionals.neuron_messages import NeuronMessages, NeuronMessagesConfig
-from nfn_opt.layers import Chain, LatentPool
+from nfn_opt.layers import Chain, LatentPool, Pointwise
 from nfn_opt.weight_space import WeightSpace
 
 
@@ -25,6 +26,8 @@ class LatentEncoderConfig:
     Attributes:
         body: What reads the weights: NF-Layers or NF-Transformer blocks, with a feature for each weight, or messages
             between neurons, with one for each neuron.
+        read_channels: Channels to which what the body gives is widened before latents attend to it, entry by entry;
+            not at all if not given. Latents that attend alike to all entries see no more than so many numbers.
         latents: Number of latents.
         latent_channels: Channels of each.
         heads: Heads of the cross-attention, and of the blocks on the array.
@@ -32,6 +35,7 @@ class LatentEncoderConfig:
     """
 
     body: BodyConfig | NeuronMessagesConfig = field(default_factory=NeuronMessagesConfig)
+    read_channels: int | None = None
     latents: int = 16
     latent_channels: int = 64
     heads: int = 4
@@ -40,6 +44,8 @@ class LatentEncoderConfig:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "latents", "latent_channels", "heads")
         check_at_least(self, 0, "blocks")
+        if self.read_channels is not None:
+            check_at_least(self, 1, "read_channels")
         if type(self.body) not in (BodyConfig, NeuronMessagesConfig):
             raise TypeError(
                 f"body is a {type(self.body).__name__}, expected a BodyConfig or a NeuronMessagesConfig"
@@ -87,6 +93,10 @@ class LatentEncoder(nn.Module):
         else:
             layers, channels = body(space, config.body, generator)
             self.body, read = Chain(*layers), space
+        self.widen: nn.Module = nn.Identity()
+        if config.read_channels is not None:
+            widened = linear(channels, config.read_channels, "relu", generator)
+            self.widen, channels = Pointwise(nn.Sequential(widened, nn.GELU())), config.read_channels
         self.pool = LatentPool(
             read, channels, config.latents, config.latent_channels, config.heads, generator=generator
         )
@@ -99,4 +109,4 @@ class LatentEncoder(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map weight features of one channel to latents."""
-        return self.blocks(self.pool(self.body(features)))
+        return self.blocks(self.pool(self.widen(self.body(features))))

@@ -43,7 +43,10 @@ def space(symmetry: Any = "hidden", *widths: int) -> WeightSpace:
 @pytest.mark.parametrize("body", BODIES)
 def test_the_array_is_invariant_and_sensitive(body: str, generator: torch.Generator) -> None:
     weights = space()
-    config = LatentEncoderConfig(body=BODIES[body], latents=6, latent_channels=4, heads=2)
+    wide = 12 if body == "messages" else None
+    config = LatentEncoderConfig(
+        body=BODIES[body], latents=6, latent_channels=4, heads=2, read_channels=wide
+    )
     encoder = LatentEncoder(weights, config, generator=generator).double()
     arrays = encoder(random_features(weights, 1, 5, generator=generator))
     assert arrays.shape == (5, 6, 4)
@@ -94,7 +97,7 @@ def test_blocks_mix_places_and_keep_their_size(generator: torch.Generator) -> No
     order = torch.randperm(5, generator=generator)
     assert torch.allclose(block(array[:, order]), out[:, order])
     changed = array.clone()
-    changed[:, 0] += 1
+    changed[:, 0, 0] += 1
     assert not torch.allclose(block(changed)[:, 1], out[:, 1])
     assert 0.7 < float(out.std() / array.std()) < 1.5
 
