@@ -165,17 +165,14 @@ def functional(symmetry: Any, **options: Any) -> Make:
     """A direct classifier of NF-Layers."""
 
     def make(inrs: InrSet, classes: int, sizes: Sizes, generator: torch.Generator) -> InrClassifier:
-        body = InvariantConfig(
-            **{
-                "hidden_channels": sizes.channels,
-                "hidden_layers": 3,
-                "head_width": sizes.head_width,
-                "head_dropout": 0.1,
-                "norm": True,
-                **ENCODING,
-                **options,
-            }
-        )
+        usual: dict[str, Any] = {
+            "hidden_channels": sizes.channels,
+            "hidden_layers": 3,
+            "head_width": sizes.head_width,
+            "head_dropout": 0.1,
+            "norm": True,
+        }
+        body = InvariantConfig(**{**usual, **ENCODING, **options})
         config = InrClassifierConfig(siren=inrs.config, classes=classes, body=body, symmetry=symmetry)
         return InrClassifier(config, generator=generator)
 

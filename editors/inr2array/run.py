@@ -191,7 +191,7 @@ def run_inr2array(
     model = Inr2Array(
         run.model(first.config, first.image_size), generator=torch.Generator().manual_seed(run.seed)
     )
-    options = {"resume": run.resume, "command": command, "progress": progress}
+    options: dict[str, Any] = {"resume": run.resume, "command": command, "progress": progress}
     result = train_inr2array(
         model,
         parts.train,
@@ -234,7 +234,7 @@ def train_head(
         ValueError: If the INRs have no labels.
     """
     train, classes = parts.train, len(parts.class_names)
-    labels = (check_labels(some, classes) for some in (train, parts.validation))
+    labels, wanted = (check_labels(some, classes) for some in (train, parts.validation))
     config = dataclasses.replace(
         how.classifier,
         places=model.config.encoder.latents,
@@ -245,8 +245,8 @@ def train_head(
     result = train_array_classifier(
         head,
         model.embed(train),
-        next(labels),
-        (model.embed(parts.validation), next(labels)),
+        labels,
+        (model.embed(parts.validation), wanted),
         config=dataclasses.replace(how.training, seed=seed),
         mixup=how.mixup,
         smoothing=how.smoothing,

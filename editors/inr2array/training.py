@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -227,9 +228,9 @@ def _check_range(labels: Tensor, classes: int) -> None:
 
 
 def _beta(concentration: float, generator: torch.Generator) -> float:
-    """A number of the beta distribution with both parameters alike, from the generator."""
-    state = torch.tensor([[concentration, concentration]], dtype=torch.float64)
-    return torch._sample_dirichlet(state, generator=generator)[0, 0].item()
+    """A number of the beta distribution with both parameters alike; torch's own takes no generator."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(concentration, concentration))
 
 
 @torch.no_grad()

@@ -44,9 +44,7 @@ def space(symmetry: Any = "hidden", *widths: int) -> WeightSpace:
 def test_the_array_is_invariant_and_sensitive(body: str, generator: torch.Generator) -> None:
     weights = space()
     wide = 12 if body == "messages" else None
-    config = LatentEncoderConfig(
-        body=BODIES[body], latents=6, latent_channels=4, heads=2, read_channels=wide
-    )
+    config = LatentEncoderConfig(body=BODIES[body], latents=6, latent_channels=4, heads=2, read_channels=wide)
     encoder = LatentEncoder(weights, config, generator=generator).double()
     arrays = encoder(random_features(weights, 1, 5, generator=generator))
     assert arrays.shape == (5, 6, 4)
