@@ -71,7 +71,7 @@ def train_inr2array(
     wanted = validation.render()
 
     def loss(batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        shown, target = model(batch), batch["target"].to(model.reader.scale.dtype)
+        shown, target = model(_weights(batch, inrs)), batch["target"].to(model.reader.scale.dtype)
         if pixels is not None:
             chosen = torch.randperm(total, generator=generator)[:pixels].to(shown.device)
             shown, target = shown[:, chosen], target[:, chosen]
@@ -123,7 +123,7 @@ def train_inr_classifier(
     return train(
         classifier,
         {**inrs.params, "label": labels},
-        lambda batch, _: F.cross_entropy(classifier(batch), batch["label"]),
+        lambda batch, _: F.cross_entropy(classifier(_weights(batch, inrs)), batch["label"]),
         config=config,
         score=lambda: accuracy(classifier.predict(validation), wanted),
         record={"classifier": classifier.config.record(), "inrs": len(inrs)},
@@ -214,6 +214,11 @@ def check_labels(inrs: InrSet, classes: int) -> Tensor:
         )
     _check_range(inrs.labels, classes)
     return inrs.labels
+
+
+def _weights(batch: dict[str, Tensor], inrs: InrSet) -> dict[str, Tensor]:
+    """Of a batch the weights alone."""
+    return {name: batch[name] for name in inrs.params}
 
 
 def _check_range(labels: Tensor, classes: int) -> None:

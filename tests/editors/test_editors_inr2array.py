@@ -215,10 +215,15 @@ def test_a_classifier_of_weights_learns() -> None:
     some = inrs(12)
     params = {name: value.clone() for name, value in some.params.items()}
     params["layers.2.bias"] += torch.arange(12).remainder(3).unsqueeze(1).float()
-    network = classifier()
-    config = TrainingConfig(steps=60, batch_size=12, lr=1e-2, warmup=2, validate_every=20)
-    result = train_inr_classifier(network, some.with_params(params), some.with_params(params), config=config)
+    some = some.with_params(params)
+    body = InvariantConfig(
+        hidden_channels=8, hidden_layers=2, fourier_frequencies=0, position_bands=1, head_width=32
+    )
+    network = classifier(body)
+    config = TrainingConfig(steps=150, batch_size=12, lr=1e-2, warmup=2, validate_every=50)
+    result = train_inr_classifier(network, some, some, config=config)
     assert result.best_score > 0.9
+    assert result.best_score == (network.predict(some) == some.labels).double().mean()
 
 
 def test_refused_inrs() -> None:
