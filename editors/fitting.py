@@ -8,7 +8,6 @@ large enough to amortise the cost of calling torch and small enough to stay in t
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from editors.inr_set import InrSet
 from editors.siren import SirenConfig, coordinates, initial_parameters
 from editors.stacked import fit_chunk
 from nfn_opt.data import ImageData
+from nfn_opt.meta.processes import Processes
 
 __all__ = ["FitJob", "fit"]
 
@@ -139,7 +139,7 @@ class FitJob:
     ) -> None:
         self.pixels, self.options = as_images(images), options
         height, width, channels = self.pixels.shape[1:]
-        self.device = self.pixels.device if device is None else torch.device(device)
+        self.device = self.pixels.device if device is None else torch.device(Processes().device(str(device)))
         self.config = config or SirenConfig.for_images(height, width, channels)
         at_once = PIXELS_PER_CHUNK if self.device.type == "cpu" else PIXELS_PER_CHUNK_ON_GPU
         pixels = min(options.pixels_per_step or height * width, height * width)
@@ -222,14 +222,14 @@ def _in_parallel(task: Callable[[int], int], starts: Sequence[int], device: torc
 
 def warn_of_failures(reached: Tensor, target_psnr: float | None) -> None:
     """Warn, in the name of the caller's caller, of INRs that are not finite or missed the target."""
-    broken = ~(reached > -math.inf)
+    broken = ~(reached > 0)  # an error above 1 is worse than that of any image
     missed = broken if target_psnr is None else ~(reached >= target_psnr)
     if not missed.any():
         return
     first = ", ".join(map(str, missed.nonzero().flatten()[:10].tolist()))
-    goal = "are finite" if target_psnr is None else f"reached {target_psnr:g} dB"
+    goal = "came close to their image" if target_psnr is None else f"reached {target_psnr:g} dB"
     warnings.warn(
-        f"{int(missed.sum())} of {len(reached)} INRs never {goal} ({int(broken.sum())} are not finite); "
+        f"{int(missed.sum())} of {len(reached)} INRs never {goal} ({int(broken.sum())} are below 0 dB or not finite); "
         f"the first: {first}. Use more steps or a smaller lr, or drop them: inrs[inrs.psnr > limit]",
         RuntimeWarning,
         stacklevel=3,

@@ -96,6 +96,12 @@ def exact_edit(picture: Tensor, editors: Sequence[OneEdit]) -> Tensor | None:
     return picture
 
 
+def _exact_edit(picture: Tensor, held: TiledPicture, editors: Sequence[OneEdit]) -> Tensor | None:
+    """The exact edits of a picture in the channels in which INRs hold it; a gray one is gray after it."""
+    exact = exact_edit(picture.expand(held.shape), editors)
+    return exact.mean(-1, keepdim=True) if exact is not None and held.gray else exact
+
+
 def _check_local(editors: Sequence[OneEdit], size: tuple[int, int]) -> None:
     """Refuse edits that cannot be made tile by tile on a picture that is not one tile."""
     for editor in editors:
@@ -210,8 +216,8 @@ def edit_picture(
     """Fit INRs to a picture, edit their weights and render the edited picture.
 
     A picture larger than the editor's images is cut into overlapping tiles. An editor of gray INRs edits the
-    channels of a colour picture one by one; an editor of colour INRs edits colour tiles, and makes a colour picture
-    of a gray one.
+    channels of a colour picture one by one; an editor of colour INRs edits colour tiles, and a gray picture as one
+    with three equal channels, of which the mean is shown.
 
     Args:
         picture: Pixel values in [0, 1], shape (H, W, C); or a picture whose INRs are fitted already, which stands
@@ -238,10 +244,10 @@ def edit_picture(
         before = fit_picture(
             picture, config.siren, config.image_size, overlap=overlap, seed=seed, progress=progress
         )
-        given = picture.expand(before.shape)
+        given = picture
     after = edit_tiles(before, chain, strength)
     edited = after.render()
-    exact = exact_edit(given, chain)
+    exact = _exact_edit(given, before, chain)
     return PictureEdit(
         original=given,
         edited=edited,

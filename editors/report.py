@@ -119,12 +119,13 @@ def _page(
     data = {"frames": frames, "references": shown, "chart": chart}
     architecture, edited = ("-".join(map(str, each.layer_sizes)) for each in (siren, whole.inrs.config))
     kind = "gray" if siren.out_channels == 1 else "colour"
+    many = f"{done.tiles:,} {kind} INR{'s' if done.tiles > 1 else ''}"
     escaped = {
         "title": f"{edit}: {name}",
         "name": name,
         "edit": edit,
         "about": (
-            f"{width} {TIMES} {height} pixels, edited through the weights of {done.tiles:,} {kind} INRs "
+            f"{width} {TIMES} {height} pixels, edited through the weights of {many} "
             f"({architecture}), one for each tile of {tile[1]} {TIMES} {tile[0]} pixels"
             f"{' and channel' if channels != siren.out_channels else ''}. The picture itself is never edited."
         ),
@@ -134,7 +135,7 @@ def _page(
             "them the picture fades. Arrow keys move the slider and the divider."
         ),
         "weights_note": (
-            f"At strength 1, over {done.tiles:,} INRs: the root mean square of the change over that of the weights. "
+            f"At strength 1, over {many}: the root mean square of the change over that of the weights. "
             "Hidden neurons of an INR have no order of their own; here they are sorted, in each INR alike for all "
             "its tensors, by the change of the weights that enter them, the most changed one first."
         ),
@@ -203,7 +204,7 @@ def _error_sections(
 <section>
 <h2>Error over strength</h2>
 <p class="note">To the exact edit, which is that of strength 1.</p>
-{_chart(chart, done, _top(errors, done))}
+{_chart(chart, done, errors)}
 </section>
 """
 
@@ -223,26 +224,39 @@ def _chart_points(errors: Sequence[float], top: float) -> list[tuple[float, floa
     ]
 
 
-def _chart(points: Sequence[tuple[float, float]], done: PictureEdit, top: float) -> str:
+def _chart(points: Sequence[tuple[float, float]], done: PictureEdit, errors: Sequence[float]) -> str:
     """The chart of the error over the strength as SVG."""
     width, height, left, margin, below = CHART
     bottom, right = height - below, width - margin
-    without = _chart_points([done.no_edit_error or 0.0] * 2, top)[0][1]
+    none = done.no_edit_error or 0.0
+    without = _chart_points([none] * 2, _top(errors, done))[0][1]
     line = " ".join(f"{x},{y}" for x, y in points)
     ticks = "".join(
         f'<text x="{points[i][0]}" y="{bottom + 20}" text-anchor="middle">{i / (len(points) - 1):g}</text>'
         for i in (0, len(points) // 2, len(points) - 1)
     )
+    heights = [(without, f"{none:.4f}"), (min(y for _, y in points), f"{max(errors):.4f}"), (bottom, "0")]
+    labels = "".join(
+        f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{label}</text>' for y, label in _apart(heights)
+    )
     return f"""<svg class="chart num" viewBox="0 0 {width} {height}" role="img" aria-label="Error over strength">
 <line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>
 <line class="without" x1="{left}" y1="{without}" x2="{right}" y2="{without}"/>
 <text x="{right}" y="{without + 16}" text-anchor="end">without edit</text>
-<text x="{left - 8}" y="{without + 4}" text-anchor="end">{done.no_edit_error or 0.0:.4f}</text>
-<text x="{left - 8}" y="{bottom + 4}" text-anchor="end">0</text>
+{labels}
 {ticks}
 <polyline class="error" points="{line}"/>
 <circle id="dot" r="6" cx="{points[-1][0]}" cy="{points[-1][1]}"/>
 </svg>"""
+
+
+def _apart(labels: Sequence[tuple[float, str]], distance: float = 16) -> list[tuple[float, str]]:
+    """The labels, each with its height, without those that an earlier one would touch."""
+    shown: list[tuple[float, str]] = []
+    for height, label in labels:
+        if all(abs(height - other) >= distance for other, _ in shown):
+            shown.append((height, label))
+    return shown
 
 
 def weight_changes(before: InrSet, after: InrSet) -> Mapping[str, tuple[float, Tensor]]:

@@ -50,5 +50,5 @@ def pretrained_path(name: str) -> Path:
     hint = f"; did you mean {others[0]!r}?" if others else closest(name, [*known, *edits])
     raise ValueError(
         f"no pretrained editor for {name!r}{hint} There are {', '.join(known) or 'none'}. "
-        "Train one with scripts/train_editor.py and load it with Editor.load"
+        "Train one with scripts/train_editor.py, and give its file: Editor.load(FILE), or --edit FILE"
     )

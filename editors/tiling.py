@@ -186,6 +186,7 @@ class TiledPicture:
         inrs: One INR for each tile, row by row; gray INRs of a colour picture for each channel, channels fastest.
         shape: (H, W, C) of the picture.
         overlap: Pixels that neighbouring tiles share, at least.
+        gray: Whether a picture of three channels is gray and rendered as one, the mean of them.
 
     Raises:
         ValueError: If the number of INRs is not that of such a picture, or the overlap is out of range.
@@ -194,7 +195,7 @@ class TiledPicture:
         >>> picture = torch.rand(9, 12, 1, generator=torch.Generator().manual_seed(0))
         >>> tiled = fit_picture(picture, SirenConfig(omega_0=10.0), (6, 6), overlap=3)
         >>> tiled
-        TiledPicture(12 x 9 pixels, 1 channel, 6 INRs)
+        TiledPicture(12 x 9 pixels, gray, 6 INRs)
         >>> tiled.render().shape, tiled.render((90, 120)).shape
         (torch.Size([9, 12, 1]), torch.Size([90, 120, 1]))
     """
@@ -202,6 +203,7 @@ class TiledPicture:
     inrs: InrSet
     shape: tuple[int, int, int]
     overlap: int
+    gray: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
@@ -222,8 +224,9 @@ class TiledPicture:
 
     def __repr__(self) -> str:
         height, width, channels = self.shape
-        plural = "s" if channels > 1 else ""
-        return f"TiledPicture({width} x {height} pixels, {channels} channel{plural}, {len(self.inrs)} INRs)"
+        kind = "gray" if self.gray or channels == 1 else "colour"
+        plural = "s" if len(self.inrs) > 1 else ""
+        return f"TiledPicture({width} x {height} pixels, {kind}, {len(self.inrs)} INR{plural})"
 
     def _axes(self, size: Sequence[int]) -> tuple[_Axis, _Axis]:
         """The axes of the picture rendered at a size."""
@@ -244,7 +247,7 @@ class TiledPicture:
                 of the corner pixels stay where they are, whatever the size, as in ``InrSet.render``.
 
         Returns:
-            Pixel values in [0, 1], float32, shape (H, W, C).
+            Pixel values in [0, 1], float32, shape (H, W, C), with one channel if the picture is gray.
 
         Raises:
             ValueError: If the size is less than the picture's.
@@ -256,7 +259,8 @@ class TiledPicture:
                 "would skip details; render it as it is and shrink the result"
             )
         axes = self._axes((height, width))
-        return _blend(self._rendered_rows(axes), axes, (height, width), self.shape[2])
+        picture = _blend(self._rendered_rows(axes), axes, (height, width), self.shape[2])
+        return picture.mean(-1, keepdim=True) if self.gray else picture
 
     def _rendered_rows(self, axes: tuple[_Axis, _Axis]) -> Iterable[Tensor]:
         """The rendered part of each tile, (tiles, count, count, C) for each row of tiles."""
@@ -277,7 +281,7 @@ class TiledPicture:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write an `InrSet` that also knows how its INRs make the picture, to one safetensors file, atomically."""
-        picture = {"shape": list(self.shape), "overlap": self.overlap}
+        picture = {"shape": list(self.shape), "overlap": self.overlap, "gray": self.gray}
         return dataclasses.replace(self.inrs, meta={**self.inrs.meta, "picture": picture}).save(path)
 
     @classmethod
@@ -292,7 +296,8 @@ class TiledPicture:
         try:
             picture = inrs.meta["picture"]
             height, width, channels = map(int, picture["shape"])
-            return cls(inrs, (height, width, channels), int(picture["overlap"]))
+            gray = bool(picture.get("gray", False))
+            return cls(inrs, (height, width, channels), int(picture["overlap"]), gray)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{os.fspath(path)} holds INRs, but not those of the tiles of one picture ({error}); "
@@ -329,7 +334,7 @@ def fit_picture(
     Args:
         picture: Pixel values in [0, 1], shape (H, W, C); C is 1 or 3.
         config: Architecture of the INRs. Those of one channel hold a channel of a colour picture each; those of
-            three channels hold colour tiles, and a gray picture becomes a colour one with three equal channels.
+            three channels hold colour tiles; of a gray picture they hold three equal channels, and show their mean.
         image_size: (height, width) of a tile.
         overlap: Pixels that neighbouring tiles share; half a tile if not given.
         seed: Seed of the INRs' initial parameters.
@@ -344,9 +349,10 @@ def fit_picture(
         )
     if config.out_channels not in (1, 3):
         raise ValueError(f"the INRs have {config.out_channels} channels, expected 1 (gray) or 3 (colour)")
+    gray = picture.shape[-1] == 1
     if config.out_channels == 3:
         picture = picture.expand(*picture.shape[:2], 3)
     overlap = min(image_size) // 2 if overlap is None else overlap
     tiles = cut_tiles(picture, image_size, overlap, by_channel=config.out_channels == 1)
     inrs = fit(tiles, config=config, seed=seed, progress=progress)
-    return TiledPicture(inrs, (picture.shape[0], picture.shape[1], picture.shape[2]), overlap)
+    return TiledPicture(inrs, (picture.shape[0], picture.shape[1], picture.shape[2]), overlap, gray)

@@ -68,9 +68,10 @@ class EditInrConfig:
             one after the other; with a range, "blur(sigma=0.5..2)", the picture is that of its end, and the
             animation goes through the range.
         strength: Strength of every edit, 0 (none) to 1 (whole).
-        scale: Render the picture this many times as high and wide; an INR has no resolution.
-        render_size: WIDTH HEIGHT in pixels to render at, instead of --scale.
-        report: HTML file to write: the picture at all strengths, errors, what changed in the weights.
+        scale: Render the picture this many times as high and wide, 1 to 64; an INR has no resolution.
+        render_size: WIDTH HEIGHT in pixels to render at, at least those of the picture, instead of --scale.
+        report: HTML file to write: the picture at all strengths, errors, what changed in the weights. Of an edit with
+            a range, that of its end.
         gif: GIF file to write: the edit from strength 0 to 1 and back, or through the range of a parameter.
         save_inr: File to write the edited INRs to; editors.TiledPicture.load(FILE).render() draws them.
         overlap: Pixels that neighbouring tiles share; half a tile if not given.
@@ -103,7 +104,9 @@ def load_editors(config: EditInrConfig) -> list[OneEdit]:
         return [*editors]
     editor = Editor.load(config.editor)
     if editor.family is not None and config.edit:
-        return [ChosenEdit(editor, _at_its_end(name)) for name in config.edit]
+        for name in config.edit:
+            ChosenEdit(editor, _within(name, 0.0))  # a range must have been learned from its start
+        return [ChosenEdit(editor, _within(name, 1.0)) for name in config.edit]
     _check_chosen(config.editor, editor)
     learned, expected = editor.config.edit, [_named(name) for name in config.edit]
     if expected not in ([], [learned]):
@@ -135,12 +138,12 @@ def _check_chosen(name: str | Path, editor: Editor) -> None:
         )
 
 
-def _at_its_end(name: str) -> str:
-    """An edit with the greatest values of its ranges, if it has any."""
+def _within(name: str, fraction: float) -> str:
+    """An edit with the least (0) to the greatest (1) values of its ranges, if it has any."""
     if RANGE not in name:
         return name
     varied = VariedEdit.read(name)
-    return str(varied.at([1.0] * len(varied.ranges)))
+    return str(varied.at([fraction] * len(varied.ranges)))
 
 
 def _named(name: str) -> str:
@@ -188,26 +191,31 @@ def read_input(image: Path, config: EditInrConfig) -> TiledPicture | Tensor:
     if height * width > config.max_pixels:
         raise ValueError(
             f"{image} has {width} x {height} pixels, more than --max-pixels {config.max_pixels}: it would take about "
-            f"{height * width / 2000 / 60:.0f} minutes of one core; shrink it, or raise --max-pixels"
+            f"{math.ceil(height * width / 2000)} s of one core; shrink it, or raise --max-pixels"
         )
     for note in picture_notes(image):
         print(f"warning: {image}: {note}", file=sys.stderr)
     return read_image(image)
 
 
-def rendered_size(config: EditInrConfig, picture: TiledPicture) -> tuple[int, int] | None:
-    """(height, width) to render at; None for that of the picture."""
-    if config.render_size is not None:
-        return config.render_size[1], config.render_size[0]
-    if config.scale == 1.0:
-        return None
-    height, width = (round(side * config.scale) for side in picture.shape[:2])
-    return height, width
+def rendered_size(config: EditInrConfig, image: Path, shape: Sequence[int]) -> tuple[int, int] | None:
+    """(height, width) to render a picture of shape (H, W, C) at; None for its own."""
+    height, width = shape[:2]
+    if config.render_size is None:
+        return None if config.scale == 1.0 else (round(height * config.scale), round(width * config.scale))
+    if config.render_size[0] < width or config.render_size[1] < height:
+        given = " ".join(map(str, config.render_size))
+        raise ValueError(
+            f"--render-size is {given}, expected at least {width} {height}, width and height of {image}: fewer samples "
+            "would skip details; shrink the written picture instead"
+        )
+    return config.render_size[1], config.render_size[0]
 
 
 def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, editors: Sequence[OneEdit]) -> str:
     """Edit one picture and write everything about it; what was done, in one paragraph."""
     source = read_input(image, config)
+    size = rendered_size(config, image, source.shape)
     started = time.perf_counter()
     done = edit_picture(
         source,
@@ -217,8 +225,7 @@ def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, edito
         seed=config.seed,
         progress=True,
     )
-    size, gray = rendered_size(config, done.after), isinstance(source, Tensor) and source.shape[-1] == 1
-    picture = _toned(done.edited if size is None else done.after.render(size), gray)
+    picture = done.edited if size is None else done.after.render(size)
     seconds = time.perf_counter() - started
     write_image(outputs["out"], picture)
     if "save_inr" in outputs:
@@ -230,7 +237,7 @@ def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, edito
             sweep = parameter_sweep(done.before, first.editor, config.edit, steps, config.strength)
         else:
             sweep = strength_sweep(done.before, editors, steps)
-        write_animation(outputs["gif"], [_toned(each.render(size), gray) for each in sweep])
+        write_animation(outputs["gif"], [each.render(size) for each in sweep])
     if "report" in outputs:
         write_report(outputs["report"], done, editors, name=image.name, seconds=seconds, size=size)
     written = "\n".join(f"written: {path}" for path in outputs.values())
@@ -238,24 +245,21 @@ def edit_inr(image: Path, outputs: dict[str, Path], config: EditInrConfig, edito
     return f"{describe(image, done, edits, seconds)}\n{written}"
 
 
-def _toned(picture: Tensor, gray: bool) -> Tensor:
-    """A gray picture stays gray when an editor of colour INRs has edited it."""
-    return picture.mean(-1, keepdim=True) if gray else picture
-
-
 def describe(image: Path, done: PictureEdit, edits: str, seconds: float) -> str:
     """What was done, in one or two lines."""
     height, width, channels = done.original.shape
     quality = "" if math.isnan(done.psnr) else f" at {done.psnr:.1f} dB"
     text = (
-        f"{image} ({width} x {height}, {channels} channels): {done.tiles} INRs{quality}, edited and rendered in "
-        f"{seconds:.0f} s"
+        f"{image} ({width} x {height}, {'gray' if channels == 1 else 'colour'}): {done.tiles} "
+        f"INR{'s' if done.tiles > 1 else ''}{quality}, edited and rendered in {seconds:.0f} s"
     )
     if done.strength == 1.0 and done.error is not None:
         text += (
             f"\nmean squared error to the exact {edits}: {done.error:.5f} (without edit {done.no_edit_error:.5f}), "
             "values in [0, 1]"
         )
+        if done.no_edit_error is not None and done.error > done.no_edit_error:
+            text += "; the edit made it worse: this editor does not suit this picture"
     return text
 
 

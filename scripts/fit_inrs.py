@@ -29,7 +29,8 @@ class FitInrsRun:
     """A fit.
 
     Attributes:
-        images: Any source of nfn_opt.data.load_images: a name, an .npz file, a folder of pictures.
+        images: Any source of nfn_opt.data.load_images: a name, an .npz file, a folder of pictures, with or without
+            a sub-folder for each class.
         out: File of the INRs to write; refused if it exists.
         size: Height and width to resize the images to, in pixels.
         gray: Turn the images gray.

@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads: Number of CPU threads; PyTorch's choice if not given.
         """
         if threads is not None:
+            if threads < 1:
+                raise ValueError(f"threads is {threads}, expected at least 1")
             torch.set_num_threads(threads)
         with joined_processes() as processes:
             try:

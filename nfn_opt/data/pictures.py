@@ -75,6 +75,10 @@ def read_image(path: str | os.PathLike[str], *, channels: int | None = None) -> 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The picture at `path`, with what Pillow raises while it is read turned into errors that name the remedy."""
+    if Path(path).is_dir():
+        raise IsADirectoryError(
+            f"{os.fspath(path)!r} is a folder, expected a picture; give the pictures in it"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no picture {os.fspath(path)!r}; check the path")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def explained(path: Path, folder: Path, shards: Sequence[Path]) -> Iterator[None
         yield
     except OSError as error:
         done = sum(shard.exists() for shard in shards)
+        full = error.errno in (None, errno.ENOSPC, errno.EDQUOT)
+        remedy = "Make room and resume" if full else "Give another name, or set this right and resume"
         raise OSError(
             f"could not write {path}: {error}; {done} of {len(shards)} shards are complete in "
-            f"{folder}, nothing is half-written. Make room and resume"
+            f"{folder}, nothing is half-written. {remedy}"
         ) from error

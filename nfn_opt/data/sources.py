@@ -63,8 +63,9 @@ def load_images(
               at the first use, and kept in its cache;
             * path of an ``.npz`` file with ``images``, (N, H, W) or (N, H, W, C), bytes or floats in [0, 1],
               and ``labels``, (N,), integers from 0 or strings;
-            * path of a folder with one sub-folder of pictures for each class. Classes and pictures are taken
-              in alphabetical order; if some are coloured, all become so. Other files are ignored.
+            * path of a folder with one sub-folder of pictures for each class, or of pictures, which are then one
+              class. Classes and pictures are taken in alphabetical order; if some are coloured, all become so.
+              Other files are ignored.
         size: Resize to (height, width), or to a square; needed for a folder of pictures of several sizes.
         gray: Convert to gray.
         data_home: Folder of scikit-learn's cache; None stands for its default, ``~/scikit_learn_data``.
@@ -103,9 +104,7 @@ def load_images(
 def _unknown(name: str, path: Path) -> Exception:
     """The error for a source that is neither a known name nor a file or folder of a known form."""
     if path.is_file():
-        return ValueError(
-            f"{name!r} is no .npz file; give an .npz file or a folder with a sub-folder a class"
-        )
+        return ValueError(f"{name!r} is no .npz file; give an .npz file or a folder of pictures")
     if path.suffix or len(path.parts) > 1:
         return FileNotFoundError(f"there is no file or folder {name!r}; check the path")
     known = {_simplified(each): each for each in ("digits", *OPENML)}
@@ -209,18 +208,15 @@ def _as_labels(labels: np.ndarray, where: str) -> tuple[Tensor, tuple[str, ...]]
 
 
 def _load_folder(folder: Path, size: tuple[int, int] | None) -> ImageData:
-    """A folder with one sub-folder of pictures for each class."""
+    """A folder with one sub-folder of pictures for each class, or of pictures, which are one class."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise ValueError(
-            f"{os.fspath(folder)!r} has no sub-folders; make one for each class, with its pictures"
-        )
+    classes = classes or [folder]
     images: list[Tensor] = []
     labels: list[int] = []
     for label, each in enumerate(classes):
         paths = sorted(path for path in each.iterdir() if path.is_file() and is_picture(path))
         if not paths:
-            raise ValueError(f"{os.fspath(each)!r} has no pictures; add some, or remove the folder")
+            raise ValueError(f"{os.fspath(each)!r} has no pictures; add some, or give another folder")
         images += [_read(path, size) for path in paths]
         labels += [label] * len(paths)
     sizes: dict[tuple[int, ...], int] = {}

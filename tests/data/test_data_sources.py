@@ -107,10 +107,21 @@ def test_folder_of_several_sizes_needs_a_size(tmp_path: Path) -> None:
     assert load_images(tmp_path, size=4).images.shape == (2, 4, 4, 3)
 
 
+def test_a_folder_of_pictures_is_one_class(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    save(folder / "2.png", BYTES[1])
+    save(folder / "1.png", BYTES[0])
+    (folder / "notes.txt").write_text("no picture")
+    data = load_images(folder)
+    assert (data.class_names, data.labels.tolist()) == (("photos",), [0, 0])
+    torch.testing.assert_close(data.images[1], torch.tensor(BYTES[1] / 255, dtype=torch.float32))
+
+
 def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no sub-folders"):
-        load_images(tmp_path)
-    (tmp_path / "a").mkdir()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="has no pictures"):
+            load_images(tmp_path)
+        (tmp_path / "a").mkdir(exist_ok=True)
     with pytest.raises(ValueError, match="has no pictures"):
         load_images(tmp_path)
     (tmp_path / "a" / "1.png").write_bytes(b"\x89PNG broken")

@@ -36,6 +36,46 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "training 3 networks" in captured.err
 
 
+OTHER_KINDS = {
+    "varied-cnn": [
+        "--images=digits",
+        "--size=8",
+        "--batch-size=20",
+        "--epochs",
+        "0.02",
+        "0.03",
+        "--score-images=20",
+        "--depth",
+        "2",
+        "2",
+    ],
+    "gru-adders": [
+        "--hidden=3",
+        "--digits=1",
+        "--steps",
+        "1",
+        "2",
+        "--batch-size",
+        "4",
+        "--test-problems=10",
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "words"), OTHER_KINDS.items(), ids=OTHER_KINDS)
+def test_other_kinds(kind: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--kind", kind, f"--out={tmp_path / 'zoo'}", "--count=3", *words]) == 0
+    written = [tmp_path / f"zoo{ending}" for ending in (".safetensors", ".csv", ".png")]
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    assert f"written: {', '.join(map(str, written))}" in capsys.readouterr().out
+
+
+def test_an_unknown_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--kind=cnn", f"--out={tmp_path / 'zoo'}"])
+    assert "invalid choice: 'cnn'" in capsys.readouterr().err
+
+
 def test_networks_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*SMALL, "--learning-rate", "1e30", "1e31", "--optimizer", "sgd", "--score-images=50"]
     assert main([f"--out={tmp_path / 'zoo'}", *words]) == 0

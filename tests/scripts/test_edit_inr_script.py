@@ -63,7 +63,7 @@ def test_pictures(
     assert main([str(picture), "--editor", str(editor), "-o", str(out)]) == 0
     assert read_image(out).shape == (size[1], size[0], channels)
     printed = capsys.readouterr().out
-    assert f"{name} ({size[0]} x {size[1]}, {channels} channels)" in printed
+    assert f"{name} ({size[0]} x {size[1]}, {'gray' if channels == 1 else 'colour'})" in printed
     assert "mean squared error to the exact dilate" in printed
     assert printed.endswith(f"written: {out}\n")
 
@@ -116,6 +116,7 @@ def test_an_editor_of_several_edits(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*command, "--edit", "blur(sigma=3)"], "is 3.0, expected 0.5 to 2"),
         ([*command, "--edit", "dilate"], "'dilate' is no edit that the editor learned"),
         ([*command, "--edit", "blur(sigma=0.5..3)"], "is 3.0, expected 0.5 to 2"),
+        ([*command, "--edit", "blur(sigma=0.1..2)"], "is 0.1, expected 0.5 to 2"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -150,13 +151,36 @@ def test_a_gray_picture_stays_gray_with_an_editor_of_colour_inrs(tmp_path: Path)
         assert red.tobytes() == green.tobytes() == blue.tobytes()
 
 
+def test_the_inrs_of_a_gray_picture_are_gray_when_they_are_edited_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    editor, inrs = save_editor(tmp_path / "colour.safetensors", channels=3), tmp_path / "a.safetensors"
+    picture, first, again = save_picture(tmp_path / "a.png"), tmp_path / "first.png", tmp_path / "again.png"
+    command = ["--editor", str(editor), "--strength", "0"]
+    assert main([str(picture), *command, "-o", str(first), "--save-inr", str(inrs)]) == 0
+    assert "(9 x 7, gray)" in capsys.readouterr().out
+    assert main([str(inrs), *command, "-o", str(again)]) == 0
+    assert first.read_bytes() == again.read_bytes()
+    assert read_image(first).shape == (7, 9, 1)
+
+
+def test_a_size_to_render_is_refused_before_the_fit(
+    tmp_path: Path, editor: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.edit_inr.edit_picture", None)
+    picture = save_picture(tmp_path / "a.png")
+    words = [str(picture), "--editor", str(editor), "-o", str(tmp_path / "b.png"), "--render-size", "8", "50"]
+    assert main(words) == 2
+    assert "--render-size is 8 50, expected at least 9 7" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"image": "missing.png"}, "there is no picture '"),
         ({"image": "text.png"}, "as a picture"),
         ({"image": "cut.png"}, "as a picture"),
-        ({"image": "folder.png"}, "there is no picture"),
+        ({"image": "folder.png"}, "is a folder, expected a picture"),
         ({"--editor": "missing.safetensors"}, "there is no file"),
         ({"--editor": "text.png"}, "not a complete safetensors file"),
         (
@@ -178,7 +202,7 @@ def test_a_gray_picture_stays_gray_with_an_editor_of_colour_inrs(tmp_path: Path)
         ({"--scale": "0.5"}, "scale is 0.5, expected 1 to 64"),
         ({"--scale": "nan"}, "scale is nan, expected 1 to 64"),
         ({"--scale": "2", "--render-size": "20 20"}, "not both"),
-        ({"--render-size": "8 20"}, r"size is \(20, 8\), expected at least \(7, 9\)"),
+        ({"--render-size": "8 20"}, "--render-size is 8 20, expected at least 9 7"),
         ({"image": "editor.safetensors"}, "holds a 'editor', expected a 'inr_set'"),
         ({"image": "float.tiff"}, "floating-point pixels of unknown range"),
         (

@@ -66,7 +66,7 @@ def test_stop_and_resume(
         (["--images=digit"], "did you mean 'digits'"),
         (["--images=digits", "--count=2000"], "cannot take 2000 images of a set of 1797"),
         (["--images=digits", "--shard-size=0"], "shard_size must be >= 1"),
-        (["--images=digits", "--device=nowhere"], "nowhere"),
+        (["--images=digits", "--device=nowhere"], "device is 'nowhere', which cannot be used here"),
         (["--images=digits", "--lr=-1"], "lr must be a positive finite number, got -1.0"),
     ],
 )
@@ -82,6 +82,14 @@ def test_missed_targets_are_told(images: Path, tmp_path: Path, capsys: pytest.Ca
     words = [f"--images={images}", f"--out={tmp_path / 'a.safetensors'}", *SMALL, "--target-psnr=80"]
     assert main(words) == 0
     assert "warning: 9 of 9 INRs never reached 80 dB" in capsys.readouterr().err
+
+
+def test_a_fit_that_diverges_is_told(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--images={images}", f"--out={tmp_path / 'a.safetensors'}", *SMALL, "--lr=1e6"]
+    assert main(words) == 0
+    assert "warning: 9 of 9 INRs never came close to their image" in capsys.readouterr().err
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "Activation", "CnnArchitecture", "SmallCnn"]
+from nfn_opt.data.zoos.table import Table
+
+__all__ = ["ACTIVATIONS", "SCORES", "Activation", "CnnArchitecture", "SmallCnn", "ZooArchitecture"]
+
+SCORES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+"""Columns that say how good a classifier is: mean cross-entropy, and the share of right answers."""
 
 Activation = Literal["relu", "tanh"]
 
@@ -19,7 +25,49 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CnnArchitecture:
+class ZooArchitecture(abc.ABC):
+    """What the networks of a zoo are: a frozen dataclass whose fields JSON can hold."""
+
+    kind: ClassVar[str]
+    """Its name in files."""
+
+    scores: ClassVar[tuple[str, ...]]
+    """Columns that say how good a network is; the last is a share, the first to look at."""
+
+    @property
+    @abc.abstractmethod
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter, by the names of the module."""
+
+    @property
+    @abc.abstractmethod
+    def summary(self) -> str:
+        """A few words, for people."""
+
+    @abc.abstractmethod
+    def module(self, row: Mapping[str, Any]) -> nn.Module:
+        """An ordinary module of it, with any parameters.
+
+        Args:
+            row: The network's line in the table.
+        """
+
+    def check_table(self, table: Table) -> None:
+        """Refuse a table that lacks what `module` needs.
+
+        Raises:
+            ValueError: It says which column.
+        """
+        del table
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers a network has."""
+        return sum(torch.Size(shape).numel() for shape in self.parameter_shapes.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CnnArchitecture(ZooArchitecture):
     """Convolutions without padding, each followed by an activation, the mean over all pixels, a linear layer.
 
     The default is that of the Small CNN Zoo (arXiv:2002.11448).
@@ -40,6 +88,9 @@ class CnnArchitecture:
         >>> CnnArchitecture().parameter_shapes["layers.1.weight"]
         (16, 16, 3, 3)
     """
+
+    kind: ClassVar[str] = "cnn"
+    scores: ClassVar[tuple[str, ...]] = SCORES
 
     in_channels: int = 1
     widths: tuple[int, ...] = (16, 16, 16)
@@ -67,9 +118,18 @@ class CnnArchitecture:
         return shapes | {"fc.weight": (self.classes, before), "fc.bias": (self.classes,)}
 
     @property
-    def parameters(self) -> int:
-        """How many numbers a network has."""
-        return sum(torch.Size(shape).numel() for shape in self.parameter_shapes.values())
+    def summary(self) -> str:
+        """The channels."""
+        return "CNN " + "-".join(map(str, (self.in_channels, *self.widths, self.classes)))
+
+    def module(self, row: Mapping[str, Any]) -> SmallCnn:
+        """A `SmallCnn` with the row's "activation"."""
+        return SmallCnn(self, str(row["activation"]))
+
+    def check_table(self, table: Table) -> None:
+        """Refuse a table without activations."""
+        if isinstance(table.get("activation"), Tensor | None):
+            raise ValueError(f"the table must have the column 'activation', of words; it has {list(table)}")
 
     def sizes(self, side: int) -> list[int]:
         """Side of the input and of each layer's output, for square images of a given side.

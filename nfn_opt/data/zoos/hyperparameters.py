@@ -13,7 +13,7 @@ from nfn_opt.data.zoos.architecture import ACTIVATIONS, Activation, CnnArchitect
 from nfn_opt.data.zoos.optimizers import OPTIMIZERS, OptimizerName
 from nfn_opt.meta.randomness import seeded_generator
 
-__all__ = ["Initialization", "Member", "ZooOptions", "draw_members", "initial_parameters"]
+__all__ = ["Initialization", "Member", "ZooOptions", "draw_members", "initial_parameters", "initialize"]
 
 Initialization = Literal["glorot_normal", "he_normal", "orthogonal", "normal", "truncated_normal"]
 
@@ -48,7 +48,7 @@ class ZooOptions:
     """
 
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int = 128
     epochs: tuple[float, float] = (0.2, 2.2)
     learning_rate: tuple[float, float] = (5e-4, 5e-2)
     l2reg: tuple[float, float] = (1e-8, 1e-2)
@@ -162,23 +162,31 @@ def initial_parameters(member: Member, architecture: CnnArchitecture, seed: int)
     for name, shape in architecture.parameter_shapes.items():
         params[name] = torch.zeros(shape)
         if name.endswith("weight"):
-            _initialize(params[name], member, generator)
+            initialize(params[name], member.w_init, generator, member.init_std)
     return params
 
 
-def _initialize(weight: Tensor, member: Member, generator: torch.Generator) -> None:
-    if member.w_init == "orthogonal":
+def initialize(weight: Tensor, w_init: str, generator: torch.Generator, std: float = 0.05) -> None:
+    """Draw one weight, in place, of a distribution of `INITIALIZATIONS`.
+
+    Args:
+        weight: Shape (out, in, ...).
+        w_init: Which.
+        generator: Where the randomness comes from.
+        std: Standard deviation of "normal" and "truncated_normal".
+    """
+    if w_init == "orthogonal":
         nn.init.orthogonal_(weight, generator=generator)
         return
-    if member.w_init == "normal":
-        nn.init.normal_(weight, std=member.init_std, generator=generator)
+    if w_init == "normal":
+        nn.init.normal_(weight, std=std, generator=generator)
         return
     fan_out, fan_in = weight.shape[0] * weight[0, 0].numel(), weight[0].numel()
     std = {
-        "truncated_normal": member.init_std,
+        "truncated_normal": std,
         "he_normal": math.sqrt(2 / fan_in) / TRUNCATED_STD,
         "glorot_normal": math.sqrt(2 / (fan_in + fan_out)) / TRUNCATED_STD,
-    }[member.w_init]
+    }[w_init]
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 

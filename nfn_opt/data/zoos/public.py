@@ -24,7 +24,8 @@ import torch
 
 from nfn_opt.artifacts import ArtifactError
 from nfn_opt.data.zoos.architecture import CnnArchitecture
-from nfn_opt.data.zoos.zoo import Column, Zoo
+from nfn_opt.data.zoos.table import Column
+from nfn_opt.data.zoos.zoo import Zoo
 
 __all__ = ["load_small_cnn_zoo"]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,22 @@ from torch import Tensor
 
 from nfn_opt.data.zoos.architecture import Activation, CnnArchitecture
 
-__all__ = ["StackedCnn", "pack", "unpack"]
+__all__ = ["Layered", "StackedCnn", "pack", "unpack"]
 
 
-def pack(params: Mapping[str, Tensor], architecture: CnnArchitecture) -> Tensor:
+class Layered(Protocol):
+    """An architecture with the names of `SmallCnn`: ``layers.0``, ``layers.1`` and so on, and ``fc``."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each layer before ``fc``."""
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight and bias."""
+
+
+def pack(params: Mapping[str, Tensor], architecture: Layered) -> Tensor:
     """Parameters of N networks as one matrix: layer after layer, for each output its weights and then its bias.
 
     Args:
@@ -44,7 +57,7 @@ def pack(params: Mapping[str, Tensor], architecture: CnnArchitecture) -> Tensor:
     return torch.cat(blocks, 1)
 
 
-def unpack(packed: Tensor, architecture: CnnArchitecture) -> dict[str, Tensor]:
+def unpack(packed: Tensor, architecture: Layered) -> dict[str, Tensor]:
     """The inverse of `pack`.
 
     Example:
@@ -120,7 +133,7 @@ class StackedCnn:
             Shape (N, B, classes).
         """
         weights = self._weights(packed, dropout)
-        return self._outputs(weights, self._hidden(weights, batch, dropout)[-1])
+        return self._outputs(weights, self._hidden(weights, batch, dropout)[0][-1])
 
     def gradient(
         self, packed: Tensor, batch: _Batch, target: Tensor, out: Tensor, dropout: Tensor | None = None
@@ -136,7 +149,7 @@ class StackedCnn:
         """
         count, last = len(packed), len(self.units)
         weights, results = self._weights(packed, dropout), self._blocks(out)
-        hidden = self._hidden(weights, batch, dropout)
+        hidden, masks = self._hidden(weights, batch, dropout)
         slope = F.softmax(self._outputs(weights, hidden[-1]), 2).sub_(target).div_(batch.size)
         pooled = self._pooled(hidden[-1], count)
         torch.bmm(slope.transpose(1, 2), pooled, out=results[last][:, :, :-1])
@@ -144,7 +157,7 @@ class StackedCnn:
         spread = torch.bmm(slope, weights[last][:, :, :-1]).div_(self.used[-1] ** 2)
         spread = spread.transpose(0, 1).flatten(1)[:, :, None, None].expand_as(hidden[-1])
         for number in reversed(range(last)):
-            inner = self._through_activation(number, spread, hidden[number], batch, dropout)
+            inner = self._through_activation(spread, hidden[number], masks[number])
             if number == 0:
                 by_kernel = torch.mm(batch.windows.t(), self._rows(inner))
                 results[0].copy_(by_kernel.unflatten(1, (count, -1)).permute(1, 2, 0))
@@ -169,10 +182,18 @@ class StackedCnn:
             for result in results[1:]:
                 result[:, :, :-1].div_((1 - dropout)[:, None, None])
 
-    def _hidden(self, weights: list[Tensor], batch: _Batch, dropout: Tensor | None) -> list[Tensor]:
-        """What comes after each convolution, activation and dropout, shape (B, N * C, H, W), channels last."""
+    def _hidden(
+        self, weights: list[Tensor], batch: _Batch, dropout: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """What comes after each convolution, activation and dropout, and what dropout kept.
+
+        Returns:
+            For each layer a tensor of shape (B, N * C, H, W), channels last, and one of shape (B * H * W, N, C) that is
+            positive where a unit was kept, or None without dropout; both in memory that the next call uses again.
+        """
         count = len(weights[0])
         hidden: list[Tensor] = []
+        masks: list[Tensor | None] = []
         for number, size in enumerate(self.used[1:]):
             if number == 0:
                 kernels = weights[0].reshape(-1, batch.windows.shape[1]).t()
@@ -184,11 +205,11 @@ class StackedCnn:
                 value = F.conv2d(hidden[-1], kernels, bias, self.architecture.stride, groups=count)
                 value = value.contiguous(memory_format=torch.channels_last)
             value.relu_() if self.activation == "relu" else value.tanh_()
-            if batch.noise is not None and dropout is not None:
-                mask, units = self._mask(number, batch.noise, dropout), self._by_network(value, count)
-                torch.ops.aten.threshold_backward.grad_input(units, mask, 0, grad_input=units)
+            mask = self._mask(number, batch.noise, dropout)
+            self._drop(value, mask)
             hidden.append(value)
-        return hidden
+            masks.append(mask)
+        return hidden, masks
 
     def _outputs(self, weights: list[Tensor], hidden: Tensor) -> Tensor:
         head = weights[-1]
@@ -229,18 +250,22 @@ class StackedCnn:
         """Shape (B * H * W, N * C), as a view of channels-last values."""
         return value.permute(0, 2, 3, 1).flatten(0, 2)
 
-    def _by_network(self, value: Tensor, count: int) -> Tensor:
-        """Shape (B * H * W, N, C), as a view of channels-last values."""
-        return self._rows(value).unflatten(1, (count, -1))
-
-    def _mask(self, number: int, noise: Tensor, dropout: Tensor) -> Tensor:
-        """Positive where a unit is kept, shape (B * H * W, N, C)."""
+    def _mask(self, number: int, noise: Tensor | None, dropout: Tensor | None) -> Tensor | None:
+        """Positive where a unit is kept, shape (B * H * W, N, C); None without dropout."""
+        if noise is None or dropout is None:
+            return None
         each = len(noise) // sum(self.units)
         start = sum(self.units[:number]) * each
         some = noise[start : start + self.units[number] * each]
         some = some.view(-1, 1, self.architecture.widths[number])
         mask = self._buffer(f"mask {number}", (len(some), len(dropout), some.shape[2]), some)
         return torch.sub(some, dropout[:, None], out=mask)
+
+    def _drop(self, value: Tensor, mask: Tensor | None) -> None:
+        """Set to zero what was not kept, in place."""
+        if mask is not None:
+            units = self._rows(value).view(mask.shape)
+            torch.ops.aten.threshold_backward.grad_input(units, mask, 0, grad_input=units)
 
     def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Memory that is used again in each step: the system gives large new blocks only page by page, slowly."""
@@ -249,16 +274,12 @@ class StackedCnn:
             self._kept[name] = torch.empty(size, dtype=like.dtype, device=like.device)
         return self._kept[name][:size].view(shape)
 
-    def _through_activation(
-        self, number: int, spread: Tensor, value: Tensor, batch: _Batch, dropout: Tensor | None
-    ) -> Tensor:
+    def _through_activation(self, spread: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Slope before the activation, from that after dropout, in whose place it comes."""
         slope = spread.contiguous(memory_format=torch.channels_last)
-        if self.activation == "relu":
+        if self.activation == "relu":  # what was dropped is zero like what was negative
             torch.ops.aten.threshold_backward.grad_input(slope, value, 0, grad_input=slope)
             return slope
         torch.ops.aten.tanh_backward.grad_input(slope, value, grad_input=slope)
-        if batch.noise is not None and dropout is not None:
-            mask, units = self._mask(number, batch.noise, dropout), self._by_network(slope, len(dropout))
-            torch.ops.aten.threshold_backward.grad_input(units, mask, 0, grad_input=units)
+        self._drop(slope, mask)
         return slope

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +10,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfn_opt.artifacts import ArtifactError, atomic_write, load_artifact, save_artifact
 from nfn_opt.data.images import part_sizes
-from nfn_opt.data.zoos.architecture import CnnArchitecture, SmallCnn
+from nfn_opt.data.zoos.adders import GruAdderArchitecture
+from nfn_opt.data.zoos.architecture import CnnArchitecture, ZooArchitecture
+from nfn_opt.data.zoos.table import (
+    Column,
+    check_table,
+    joined,
+    pack_table,
+    rows_of,
+    table_csv,
+    table_path,
+    unpack_table,
+)
 
-__all__ = ["SCORES", "Column", "Zoo"]
+__all__ = ["ARCHITECTURES", "Zoo"]
 
 KIND = "zoo"
 """The kind of a `Zoo`'s file."""
 
-SCORES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-"""Columns that say how good a network is: mean cross-entropy, and the share of right answers."""
-
-Column = Tensor | tuple[str, ...]
-"""A column of the table: numbers, shape (N,), or words."""
+ARCHITECTURES: Mapping[str, type[ZooArchitecture]] = {
+    architecture.kind: architecture for architecture in (CnnArchitecture, GruAdderArchitecture)
+}
+"""The descriptions of networks that a file may hold."""
 
 FINITE_AT_ONCE = 4096
 """Networks that are looked through at once."""
@@ -43,7 +51,8 @@ class Zoo:
     Attributes:
         params: For each name of ``architecture.parameter_shapes`` a float tensor of shape (N, *shape).
         architecture: What the networks are.
-        table: Columns by name, one value a network: hyperparameters (with "activation") and scores (`SCORES`).
+        table: Columns by name, one value a network: hyperparameters (of CNNs with "activation") and scores
+            (``architecture.scores``).
         left_out: How many networks were left out because they are not finite.
         meta: Anything that JSON can hold: how and from what the zoo was made.
 
@@ -62,7 +71,7 @@ class Zoo:
     """
 
     params: Mapping[str, Tensor]
-    architecture: CnnArchitecture
+    architecture: ZooArchitecture
     table: Mapping[str, Column]
     left_out: int = 0
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -80,31 +89,20 @@ class Zoo:
                     f"params[{name!r}] must be a float tensor of shape {(len(self), *shape)}, got {value.dtype} of "
                     f"shape {tuple(value.shape)}"
                 )
-        for name, column in self.table.items():
-            if isinstance(column, Tensor) and column.ndim != 1:
-                raise ValueError(
-                    f"table[{name!r}] must have one number a network, got shape {tuple(column.shape)}"
-                )
-            if len(column) != len(self):
-                raise ValueError(
-                    f"table[{name!r}] must have {len(self)} values, one a network, got {len(column)}"
-                )
-        if isinstance(self.table.get("activation"), Tensor | None):
-            raise ValueError(
-                "the table must have the column 'activation', of words; it has " + str(list(self.table))
-            )
+        check_table(self.table, len(self))
+        self.architecture.check_table(self.table)
 
     def __len__(self) -> int:
-        return len(self.params["fc.bias"])
+        return len(next(iter(self.params.values())))
 
     def __repr__(self) -> str:
         one = self.architecture
-        sizes = "-".join(map(str, (one.in_channels, *one.widths, one.classes)))
-        text = f"Zoo({len(self)} x CNN {sizes} of {one.parameters:,} parameters"
-        accuracy = self.table.get("test_accuracy")
-        if isinstance(accuracy, Tensor) and accuracy.isfinite().any():
-            known = accuracy[accuracy.isfinite()]
-            text += f", test accuracy {known.min():.1%} to {known.max():.1%}".replace("%", " %")
+        text = f"Zoo({len(self)} x {one.summary} of {one.parameters:,} parameters"
+        score = self.table.get(one.scores[-1])
+        if isinstance(score, Tensor) and score.isfinite().any():
+            known = score[score.isfinite()]
+            name = one.scores[-1].replace("_", " ")
+            text += f", {name} {known.min():.1%} to {known.max():.1%}".replace("%", " %")
         return text + (f", {self.left_out} left out that are not finite)" if self.left_out else ")")
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Zoo:
@@ -121,12 +119,7 @@ class Zoo:
         return dataclasses.replace(
             self,
             params={name: value[numbers] for name, value in self.params.items()},
-            table={
-                name: column[numbers]
-                if isinstance(column, Tensor)
-                else tuple(column[number] for number in numbers)
-                for name, column in self.table.items()
-            },
+            table=rows_of(self.table, numbers),
         )
 
     @property
@@ -137,7 +130,7 @@ class Zoo:
             for start in range(0, len(self), FINITE_AT_ONCE):
                 some = value[start : start + FINITE_AT_ONCE]
                 failed[start : start + FINITE_AT_ONCE] |= ~some.flatten(1).isfinite().all(1)
-        for name in SCORES:
+        for name in self.architecture.scores:
             column = self.table.get(name)
             if isinstance(column, Tensor):
                 failed |= ~column.isfinite()
@@ -186,18 +179,19 @@ class Zoo:
         return dataclasses.replace(
             first,
             params={name: torch.cat([zoo.params[name] for zoo in zoos]) for name in first.params},
-            table={name: _joined([zoo.table[name] for zoo in zoos]) for name in first.table},
+            table={name: joined([zoo.table[name] for zoo in zoos]) for name in first.table},
             left_out=sum(zoo.left_out for zoo in zoos),
         )
 
     def state_dict(self, index: int) -> dict[str, Tensor]:
-        """Copy of the parameters of one network, as ``SmallCnn.load_state_dict`` takes them."""
+        """Copy of the parameters of one network, as ``load_state_dict`` of `module` takes them."""
         return {name: value[index].detach().clone() for name, value in self.params.items()}
 
-    def module(self, index: int) -> SmallCnn:
-        """One network as an ordinary module, with a copy of its parameters. It takes images in [-1, 1]."""
-        network = SmallCnn(self.architecture, str(self.table["activation"][index]))
-        network.to(self.params["fc.bias"].dtype).load_state_dict(self.state_dict(index))
+    def module(self, index: int) -> nn.Module:
+        """One network as an ordinary module, with a copy of its parameters; CNNs take images in [-1, 1]."""
+        network = self.architecture.module({name: column[index] for name, column in self.table.items()})
+        dtype = next(iter(self.params.values())).dtype
+        network.to(dtype).load_state_dict(self.state_dict(index))
         return network
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -211,20 +205,12 @@ class Zoo:
             ArtifactError: If `path` is a folder.
             OSError: If it cannot be written: the disk is full, say.
         """
-        columns: dict[str, list[str] | None] = {}
-        tensors = {f"params.{name}": value for name, value in self.params.items()}
-        for name, column in self.table.items():
-            if isinstance(column, Tensor):
-                columns[name], tensors[f"table.{name}"] = None, column
-            else:
-                words, codes = np.unique(np.asarray(column, dtype=str), return_inverse=True)
-                columns[name], tensors[f"table.{name}"] = (
-                    words.tolist(),
-                    torch.from_numpy(codes.astype(np.int64)),
-                )
+        table, columns = pack_table(self.table)
+        tensors = {f"params.{name}": value for name, value in self.params.items()} | table
         metadata = {
             "architecture": dataclasses.asdict(self.architecture),
-            "columns": [{"name": name, "words": words} for name, words in columns.items()],
+            "architecture_kind": self.architecture.kind,
+            "columns": columns,
             "left_out": self.left_out,
             "meta": dict(self.meta),
         }
@@ -235,12 +221,7 @@ class Zoo:
 
     def csv(self) -> str:
         """The table as text, one line a network, numbers in full."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.table)
-        values = [column.tolist() if isinstance(column, Tensor) else column for column in self.table.values()]
-        writer.writerows(zip(*values, strict=True))
-        return text.getvalue()
+        return table_csv(self.table)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, keep_failed: bool = False) -> Zoo:
@@ -262,11 +243,8 @@ class Zoo:
                     for name, value in tensors.items()
                     if name.startswith("params.")
                 },
-                architecture=CnnArchitecture(**metadata["architecture"]),
-                table={
-                    column["name"]: _read_column(tensors[f"table.{column['name']}"], column["words"])
-                    for column in metadata["columns"]
-                },
+                architecture=_architecture(metadata),
+                table=unpack_table(tensors, metadata["columns"]),
                 left_out=int(metadata["left_out"]),
                 meta=metadata["meta"],
             )
@@ -277,28 +255,9 @@ class Zoo:
         return zoo if keep_failed else zoo.finite()
 
 
-def table_path(path: str | os.PathLike[str]) -> Path:
-    """Where the table of a zoo's file lies.
-
-    Example:
-        >>> table_path("runs/zoo.safetensors").as_posix()
-        'runs/zoo.csv'
-    """
-    return Path(path).with_suffix(".csv")
-
-
-def _read_column(values: Tensor, words: Sequence[str] | None) -> Column:
-    if words is None:
-        return values
-    if len(values) and not 0 <= int(values.min()) <= int(values.max()) < len(words):
-        raise ValueError(
-            f"a column of the words {list(words)} has numbers from {values.min()} to {values.max()}"
-        )
-    return tuple(words[number] for number in values.tolist())
-
-
-def _joined(columns: Sequence[Column]) -> Column:
-    numbers = [column for column in columns if isinstance(column, Tensor)]
-    if len(numbers) == len(columns):
-        return torch.cat(numbers)
-    return tuple(str(word) for column in columns for word in column)
+def _architecture(metadata: Mapping[str, Any]) -> ZooArchitecture:
+    """That of a file; files of the first version were all of CNNs."""
+    kind = metadata.get("architecture_kind", CnnArchitecture.kind)
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"its networks are {kind!r}, expected one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[kind](**metadata["architecture"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from nfn_opt.data.zoos.architecture import CnnArchitecture, SmallCnn
 from nfn_opt.data.zoos.hyperparameters import Member, ZooOptions, initial_parameters
 from nfn_opt.data.zoos.stacked import StackedCnn
-from nfn_opt.data.zoos.training import ZooData, batches
+from nfn_opt.data.zoos.training import ZooData, batches, draw_noise
 from nfn_opt.meta.randomness import seeded_generator
 
 
@@ -57,7 +57,7 @@ def train_alone(
     noises = seeded_generator(options.seed, f"zoo/dropout/{member.train_fraction}")
     order = batches(options, member.train_fraction, len(data.train))
     for numbers in itertools.islice(order, member.steps):
-        noise = torch.empty(len(numbers) * sum(shape.units)).uniform_(generator=noises).to(data.train.dtype)
+        noise = draw_noise(len(numbers) * sum(shape.units), noises).to(data.train.dtype)
         optimizer.zero_grad()
         logits = output(network, data.train[numbers], member.dropout, noise, shape.used)
         weights = [value for name, value in network.named_parameters() if name.endswith("weight")]

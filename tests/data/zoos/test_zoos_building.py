@@ -14,7 +14,7 @@ import torch
 
 from nfn_opt.artifacts import ArtifactError
 from nfn_opt.data import ImageData, load_images
-from nfn_opt.data.zoos import CnnArchitecture, Zoo, ZooOptions, building
+from nfn_opt.data.zoos import CnnArchitecture, Zoo, ZooOptions, building, shards
 from nfn_opt.data.zoos.building import build_zoo
 from nfn_opt.data.zoos.training import train_zoo
 from nfn_opt.meta.processes import Processes
@@ -155,7 +155,7 @@ def test_shards_are_dealt_out(digits: ImageData, tmp_path: Path, monkeypatch: py
     """A process that is one of two trains every second shard, and leaves the rest to the other."""
     monkeypatch.setattr(Processes, "gathered", lambda self, value: [value])
     monkeypatch.setattr(Processes, "on_main", lambda self, action: action())
-    monkeypatch.setattr(building._Shards, "join", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(shards.ZooShards, "join", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     path = tmp_path / "zoo.safetensors"
     with pytest.raises(KeyboardInterrupt):
         run(digits, path, processes=Processes(1, 2))

@@ -172,7 +172,9 @@ def test_chunks() -> None:
 
 
 def test_draws_stay_in_their_ranges() -> None:
-    options = ZooOptions(learning_rate=(1e-3, 1e-2), dropout=(0.2, 0.3), epochs=(1, 2), activation=("tanh",))
+    options = ZooOptions(
+        learning_rate=(1e-3, 1e-2), dropout=(0.2, 0.3), epochs=(1, 2), activation=("tanh",), batch_size=64
+    )
     drawn = draw_members(options, 200, 640)
     assert all(1e-3 <= member.learning_rate <= 1e-2 and 0.2 <= member.dropout <= 0.3 for member in drawn)
     assert all(10 <= member.steps <= 20 for member in drawn)

@@ -14,7 +14,7 @@ from nfn_opt import WeightSpace
 from nfn_opt.artifacts import ArtifactError, save_artifact
 from nfn_opt.data import read_image
 from nfn_opt.data.zoos import CnnArchitecture, Zoo, draw_zoo
-from nfn_opt.data.zoos.zoo import Column
+from nfn_opt.data.zoos.table import Column
 
 SMALL = CnnArchitecture(widths=(3, 2), classes=4)
 

@@ -1,0 +1,282 @@
+#!/usr/bin/env python
+"""Train a predictor: of the accuracy of networks, of how they were trained, of what an INR shows.
+
+Example:
+    python scripts/train_predictor.py --networks runs/zoo.safetensors --out runs/predictor
+    python scripts/train_predictor.py --networks runs/zoo.safetensors --column learning_rate --log --out runs/rate
+    python scripts/train_predictor.py --networks cifar10 --out runs/public --predictor.kind np
+    python scripts/train_predictor.py --networks runs/inrs.safetensors --out runs/digits
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from editors import InrSet, Siren
+from editors.siren import coordinates
+from nfn_opt.artifacts import atomic_write, read_header
+from nfn_opt.data.zoos import Zoo, load_small_cnn_zoo
+from nfn_opt.meta.config import plain_record
+from nfn_opt.meta.run_folder import environment, write_json
+from nfn_opt.predictors import NetworkGroup, Predictor, PredictorConfig, PredictorData, zoo_data
+from nfn_opt.predictors.report import draw_predictions, draw_training, score_report
+from nfn_opt.predictors.training import SCORE_NAMES, predictions, train_on_groups
+from nfn_opt.training import TrainingConfig, TrainingResult
+from nfn_opt.weight_space import WeightSpace
+
+PARTS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorRun:
+    """A training run.
+
+    Attributes:
+        networks: File of a zoo or of a set of INRs with labels, or the unpacked folder of a set of the public Small CNN
+            Zoo.
+        out: Folder to write to.
+        column: Column of the zoo that is predicted; words are predicted as classes. Of INRs it is the label.
+        log: Predict the logarithm of the column.
+        beside: Columns that are given to the predictor beside the weights, which do not say what activation a network
+            has. None: only weights.
+        limit: Use the first so many networks; all if not given.
+        val_fraction: Share of the networks that chooses the best weights.
+        test_fraction: Share of the networks that is kept for the reported scores.
+        split_seed: Seed by which networks are dealt to training, validation and test.
+        predictor: The predictor. Its inputs, and for classes its target and outputs, follow from the networks.
+        training: Steps, batch size, learning rate, validations.
+        seed: Seed of the predictor's initial weights.
+        device: "cpu", "cuda", or another device of PyTorch's.
+        quiet: Show no progress bar.
+    """
+
+    networks: Path
+    out: Path
+    column: str = "test_accuracy"
+    log: bool = False
+    beside: tuple[str, ...] | None = ("activation",)
+    limit: int | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.25
+    split_seed: int = 0
+    predictor: PredictorConfig = dataclasses.field(default_factory=lambda: PredictorConfig(statistics=True))
+    training: TrainingConfig = dataclasses.field(
+        default_factory=lambda: TrainingConfig(lr=3e-3, validate_every=100, patience=8)
+    )
+    seed: int = 0
+    device: str = "cpu"
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.val_fraction > 0 < self.test_fraction and self.val_fraction + self.test_fraction < 1):
+            raise ValueError(
+                f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}, expected positive "
+                "numbers that leave networks to train on"
+            )
+        if self.limit is not None and self.limit < 3:
+            raise ValueError(f"limit is {self.limit}, expected at least 3: one network for each part")
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Shares of the parts."""
+        rest = 1 - self.val_fraction - self.test_fraction
+        return dict(zip(PARTS, (rest, self.val_fraction, self.test_fraction), strict=True))
+
+    def record(self) -> dict[str, Any]:
+        """What a resumed run must share, as JSON values; the configuration of the training comes on top."""
+        record = plain_record(self)
+        return {name: record[name] for name in record if name not in ("training", "predictor", "quiet")}
+
+
+def read_networks(run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
+    """The networks of a run, and what a predictor of kind "probing" needs beside them.
+
+    Raises:
+        ValueError: If the file is of no kind that predictors are trained on, or lacks the column.
+    """
+    if run.networks.is_dir():
+        return _of_zoo(load_small_cnn_zoo(run.networks, limit=run.limit), run), {}
+    kind = read_header(run.networks)[0]
+    if kind == "zoo":
+        zoo = Zoo.load(run.networks)
+        return _of_zoo(zoo if run.limit is None else zoo[: run.limit], run), {}
+    if kind == "inr_set":
+        return _of_inrs(InrSet.load(run.networks), run)
+    raise ValueError(f"{run.networks} holds a {kind!r}, expected a zoo or a set of INRs ('zoo', 'inr_set')")
+
+
+def _of_zoo(zoo: Zoo, run: PredictorRun) -> PredictorData:
+    found = zoo_data(zoo, run.column, run.beside or (), str(run.networks))
+    if not run.log:
+        return found
+    group = found.groups[0]
+    if found.classes or not bool((group.targets > 0).all()):
+        raise ValueError(
+            f"the column {run.column!r} has words or numbers that are not positive: no logarithm"
+        )
+    return dataclasses.replace(
+        found,
+        groups=[dataclasses.replace(group, targets=group.targets.log10())],
+        column=f"log10({run.column})",
+    )
+
+
+def _of_inrs(inrs: InrSet, run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
+    if inrs.labels is None:
+        raise ValueError(
+            f"{run.networks} has INRs without labels, expected the class of each; fit labelled images"
+        )
+    inrs = inrs if run.limit is None else inrs[: run.limit]
+    network, coords = Siren(inrs.config), coordinates(*inrs.image_size)
+    space = WeightSpace.from_module(network, coords[:2], symmetry=run.predictor.symmetry)
+    params = {name: inrs.params[name] for name in space.names}
+    classes = tuple(str(number) for number in range(int(inrs.labels.max()) + 1))
+    group = NetworkGroup(params, inrs.labels)
+    data = PredictorData(space, [group], "label", (), classes, str(run.networks))
+    start = coords[torch.linspace(0, len(coords) - 1, run.predictor.probes).long()]
+    return data, {"network": network, "probes": start} if run.predictor.kind == "probing" else {}
+
+
+def make_predictor(run: PredictorRun, data: PredictorData, extra: dict[str, Any]) -> Predictor:
+    """The predictor before its training."""
+    config = data.config(run.predictor)
+    targets = data.groups[0].targets
+    if config.target == "score" and not bool(((targets >= 0) & (targets <= 1)).all()):
+        config = dataclasses.replace(config, target="value")  # a column that is no score
+    generator = torch.Generator().manual_seed(run.seed)
+    return Predictor(data.architecture, config, generator=generator, **extra).to(run.device)
+
+
+def report(
+    run: PredictorRun,
+    data: PredictorData,
+    predictor: Predictor,
+    result: TrainingResult,
+    test: Sequence[NetworkGroup],
+    command: str,
+) -> dict[str, Any]:
+    """Score the predictor on the test networks, and write it with its scores, predictions and pictures."""
+    predicted, targets = predictions(predictor, test)
+    scores = score_report(predicted, targets, predictor.config.target)
+    name = SCORE_NAMES[predictor.config.target]
+    title = f"{predictor.config.kind} on {len(data):,} networks: {data.column}"
+    draw_training(run.out / "curves.png", result.history, score=name, title=title)
+    if predictor.config.target != "class":
+        draw_predictions(
+            run.out / "test.png",
+            predicted[:, 0],
+            targets[:, 0],
+            name=data.column.replace("_", " "),
+            title=f"{len(targets):,} test networks, {predictor.config.kind}",
+        )
+    _write_predictions(run.out / "test.csv", predicted, targets)
+    about = {
+        "column": data.column,
+        "classes": list(data.classes),
+        "networks": {"source": data.source, "count": len(data), "left_out": data.left_out, **run.sizes},
+        "best_step": result.best_step,
+        "steps": result.steps,
+        "training_seconds": result.seconds,
+        "test": scores,
+    }
+    predictor.cpu().save(
+        run.out / "predictor.safetensors", command=command, environment=environment(), **about
+    )
+    write_json(run.out / "scores.json", {"command": command, "environment": environment(), **about})
+    return scores
+
+
+def _write_predictions(path: Path, predicted: torch.Tensor, targets: torch.Tensor) -> None:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        columns = 1 if predicted.ndim == 1 else predicted.shape[1]
+        numbers = [""] if columns == 1 else [f"_{number}" for number in range(columns)]
+        writer.writerow([f"{what}{number}" for what in ("predicted", "true") for number in numbers])
+        both = torch.cat([predicted.reshape(len(targets), -1), targets.reshape(len(targets), -1)], 1)
+        writer.writerows(both.tolist())
+
+
+def run_training(run: PredictorRun, *, resume: bool, command: str) -> tuple[TrainingResult, str]:
+    """Read the networks, train, report; the result, and what to say of it."""
+    data, extra = read_networks(run)
+    parts = data.split(run.sizes, run.split_seed)
+    counts = ", ".join(f"{sum(map(len, parts[name])):,} {name}" for name in PARTS)
+    print(f"{len(data):,} networks ({counts}), {data.left_out} left out that are not finite", flush=True)
+    predictor = make_predictor(run, data, extra)
+    result = train_on_groups(
+        predictor,
+        parts["train"],
+        parts["val"],
+        config=run.training,
+        folder=run.out,
+        resume=resume,
+        record=run.record(),
+        command=command,
+        progress=not run.quiet,
+    )
+    if result.stopped_by is not None:
+        return result, ""
+    scores = report(run, data, predictor, result, parts["test"], command)
+    shown = {name: value for name, value in scores.items() if isinstance(value, float)}
+    best = f"best weights after step {result.best_step} of {result.steps}, {result.seconds:.0f} s"
+    return result, f"test: {', '.join(f'{name} {value:.3f}' for name, value in shown.items())}\n{best}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from command-line arguments, those of the process by default; the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = shlex.join(["python", "scripts/train_predictor.py", *words])
+    going_on = command if "--resume" in words else f"{command} --resume"
+    missing: Any = tyro.MISSING
+
+    def start(
+        run: Annotated[PredictorRun, tyro.conf.arg(name="")] = PredictorRun(networks=missing, out=missing),
+        resume: bool = False,
+        threads: int | None = None,
+    ) -> int:
+        """Run.
+
+        Args:
+            run: The run.
+            resume: Go on with the run in the folder given by --out; all other options as at its start.
+            threads: Number of CPU threads; PyTorch's choice if not given.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        result, text = run_training(run, resume=resume, command=command)
+        if result.stopped_by is not None:
+            name = signal.Signals(result.stopped_by).name
+            print(
+                f"stopped by {name} after step {result.steps}; everything is saved. To go on:\n  {going_on}"
+            )
+            return 128 + result.stopped_by
+        files = ("predictor.safetensors", "scores.json", "test.csv", "curves.png", "test.png")
+        print(text)
+        print("written: " + ", ".join(str(run.out / name) for name in files if (run.out / name).exists()))
+        return 0
+
+    try:
+        return tyro.cli(
+            start, args=words, prog="train_predictor.py", description=inspect.getdoc(sys.modules[__name__])
+        )
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except (OSError, ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

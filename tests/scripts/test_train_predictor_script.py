@@ -1,0 +1,180 @@
+"""The command lines of predictors: training from files, then predictions for a folder of checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from editors import InrSet
+from editors.siren import SirenConfig, initial_parameters
+from nfn_opt.artifacts import save_artifact
+from nfn_opt.data.zoos import Zoo
+from nfn_opt.predictors import Predictor
+from scripts import predict, train_predictor
+from tests.predictors.small_zoo import small_zoo
+
+SMALL = [
+    "--predictor.hidden-channels=4",
+    "--predictor.embedding=12",
+    "--predictor.head-width=8",
+    "--training.steps=20",
+    "--training.validate-every=5",
+    "--quiet",
+]
+
+
+def zoo_file(folder: Path, generator: torch.Generator) -> Path:
+    return small_zoo(40, generator).save(folder / "zoo.safetensors")
+
+
+def test_a_zoo(tmp_path: Path, generator: torch.Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--networks={zoo_file(tmp_path, generator)}", f"--out={tmp_path / 'run'}", *SMALL]
+    assert train_predictor.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "40 networks (26 train, 4 val, 10 test), 0 left out" in printed
+    assert "kendall_tau" in printed
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["test"]["networks"] == 10
+    predictor = Predictor.load(tmp_path / "run" / "predictor.safetensors")
+    assert predictor.config.inputs == ("activation=tanh",)
+    assert predictor.metadata["command"].startswith("python scripts/train_predictor.py --networks=")
+    assert predictor.metadata["test"] == scores["test"]
+    rows = list(csv.DictReader((tmp_path / "run" / "test.csv").read_text().splitlines()))
+    assert len(rows) == 10
+    assert set(rows[0]) == {"predicted", "true"}
+    for name in ("curves.png", "test.png", "train.csv", "config.json", "checkpoint.safetensors"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert train_predictor.main(words) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert train_predictor.main([*words, "--resume", "--split-seed=1"]) == 2
+    assert "split_seed" in capsys.readouterr().err
+
+
+def test_other_columns(tmp_path: Path, generator: torch.Generator) -> None:
+    words = [f"--networks={zoo_file(tmp_path, generator)}", *SMALL, "--beside", "None"]
+    assert train_predictor.main([*words, f"--out={tmp_path / 'a'}", "--column=optimizer"]) == 0
+    scores = json.loads((tmp_path / "a" / "scores.json").read_text())
+    assert scores["classes"] == ["adam", "sgd"]
+    assert 0 <= scores["test"]["accuracy"] <= 1
+    assert train_predictor.main([*words, f"--out={tmp_path / 'b'}", "--column=learning_rate", "--log"]) == 0
+    predictor = Predictor.load(tmp_path / "b" / "predictor.safetensors")
+    assert predictor.config.target == "value"
+    assert predictor.target_mean < -1.5
+
+
+@pytest.mark.parametrize("kind", ["np", "probing"])
+def test_inrs(kind: str, tmp_path: Path, generator: torch.Generator) -> None:
+    config = SirenConfig(hidden_width=5)
+    inrs = InrSet(
+        initial_parameters(config, 30, generator),
+        config,
+        torch.full((30,), torch.nan),
+        (6, 6),
+        labels=torch.arange(30) % 3,
+    )
+    path = inrs.save(tmp_path / "inrs.safetensors")
+    words = [f"--networks={path}", f"--out={tmp_path / 'run'}", *SMALL, f"--predictor.kind={kind}"]
+    assert train_predictor.main([*words, "--predictor.no-statistics"]) == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["classes"] == ["0", "1", "2"]
+    assert scores["column"] == "label"
+
+
+def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_artifact(tmp_path / "rule.safetensors", {}, kind="rule")
+    assert train_predictor.main([f"--networks={path}", f"--out={tmp_path / 'run'}"]) == 2
+    assert "holds a 'rule', expected a zoo or a set of INRs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, generator: torch.Generator) -> tuple[Path, Zoo]:
+    zoo = small_zoo(40, generator)
+    words = [f"--networks={zoo.save(tmp_path / 'zoo.safetensors')}", f"--out={tmp_path / 'run'}", *SMALL]
+    assert train_predictor.main(words) == 0
+    return tmp_path / "run" / "predictor.safetensors", zoo
+
+
+def test_predictions_for_a_folder(
+    trained: tuple[Path, Zoo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, zoo = trained
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    torch.save(zoo.state_dict(0), folder / "a.pt")
+    torch.save(
+        {"model": {f"module.{k}": v for k, v in zoo.state_dict(1).items()}, "step": 3}, folder / "b.pth"
+    )
+    renamed = {f"{i}.x": value for i, value in enumerate(zoo.state_dict(2).values())}
+    safetensors.torch.save_file(renamed, folder / "c.safetensors")
+    torch.save({name: 100 * value for name, value in zoo.state_dict(3).items()}, folder / "d.pt")
+    broken = zoo.state_dict(4)
+    broken["fc.bias"][0] = torch.inf
+    torch.save(broken, folder / "e.pt")
+    torch.save(nn.Linear(3, 2).state_dict(), folder / "f.pt")
+    torch.save(nn.Linear(3, 2), folder / "g.pt")  # a pickled module
+    (folder / "h.pt").write_bytes(b"no checkpoint")
+    (folder / "notes.txt").write_text("not looked at")
+
+    words = [str(folder), f"--predictor={file}"]
+    assert predict.main(words) == 2
+    assert "activation of a.pt is not known" in capsys.readouterr().err
+    assert predict.main([*words, "--known", "activation=relu"]) == 0
+    printed = capsys.readouterr().out
+    rows = {row["file"]: row for row in csv.DictReader((folder / "predictions.csv").read_text().splitlines())}
+    assert list(rows) == ["a.pt", "b.pth", "c.safetensors", "d.pt", "e.pt", "f.pt", "g.pt", "h.pt"]
+    predictor = Predictor.load(file)
+    for number, name in enumerate(("a.pt", "b.pth")):
+        alone = predictor.predict(zoo[number].params, torch.zeros(1, 1)).item()
+        assert rows[name]["predicted"] == f"{alone:.3f}"
+        assert rows[name]["outside_training_range"] == ""
+    assert "root mean square" in rows["d.pt"]["outside_training_range"]
+    assert "1 of 4 networks are unlike all" in printed
+    assert "matched by order and shape, not by name: c.safetensors" in printed
+    assert "1 skipped, their weights are not finite: e.pt" in printed
+    assert rows["f.pt"]["not_predicted"].startswith("its tensors have the shapes 2x3, 2, expected 3x1x3x3, 3")
+    assert "could run code when it is read" in rows["g.pt"]["not_predicted"]
+    assert "h.pt" in printed
+    assert (folder / "predictions.png").stat().st_size > 0
+
+
+def test_inputs_of_each_network(trained: tuple[Path, Zoo], tmp_path: Path) -> None:
+    file, zoo = trained
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number in (0, 1):
+        torch.save(zoo.state_dict(0), folder / f"{number}.pt")
+    table = tmp_path / "table.csv"
+    table.write_text("file,activation\n0.pt,relu\n1.pt,tanh\n")
+    words = [str(folder), f"--predictor={file}", f"--table={table}", f"--out={tmp_path / 'found.csv'}"]
+    assert predict.main(words) == 0
+    rows = {
+        row["file"]: row["predicted"]
+        for row in csv.DictReader((tmp_path / "found.csv").read_text().splitlines())
+    }
+    predictor = Predictor.load(file)
+    for number in (0, 1):
+        alone = predictor.predict(zoo[0].params, torch.full((1, 1), float(number))).item()
+        assert rows[f"{number}.pt"] == f"{alone:.3f}"
+
+
+def test_nothing_to_predict(
+    trained: tuple[Path, Zoo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, _ = trained
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert predict.main([str(empty), f"--predictor={file}"]) == 2
+    assert "there is no .pt, .pth, .safetensors file in" in capsys.readouterr().err
+    torch.save(nn.Linear(3, 2).state_dict(), empty / "linear.pt")
+    assert predict.main([str(empty), f"--predictor={file}"]) == 2
+    captured = capsys.readouterr()
+    assert "not supported: linear.pt" in captured.out
+    assert "the predictor reads layers.0.weight 3x1x3x3" in captured.err
+    assert predict.main([str(empty), "--predictor=nobody"]) == 2
