@@ -23,7 +23,7 @@ from editors.guide import Guide, Rendering, pull_back, render_for_gradient
 from editors.inr_set import InrSet
 from editors.named_edit import Edit
 from editors.shipped import pretrained_path
-from editors.siren import COORDINATES, Siren
+from editors.siren import COORDINATES, Siren, config_differences
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.functionals import EquivariantFunctional
 from nfn_opt.weight_space import WeightSpace
@@ -285,12 +285,7 @@ class Editor(
         Raises:
             ValueError: With both architectures.
         """
-        given, own = dataclasses.asdict(inrs.config), dataclasses.asdict(self.config.siren)
-        differing = [
-            f"{name}={given[name]!r}, expected {name}={own[name]!r}"
-            for name in own
-            if given[name] != own[name]
-        ]
+        differing = config_differences(inrs.config, self.config.siren)
         if not differing:
             return
         remedy = "fit the images again with config=editor.config.siren, or train an editor for these INRs"

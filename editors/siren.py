@@ -87,6 +87,21 @@ class SirenConfig:
         return shapes
 
 
+def config_differences(given: SirenConfig, own: SirenConfig) -> list[str]:
+    """What differs between an architecture and the one that is expected, for an error.
+
+    Example:
+        >>> config_differences(SirenConfig(out_channels=3), SirenConfig())
+        ['out_channels=3, expected out_channels=1']
+    """
+    found, expected = dataclasses.asdict(given), dataclasses.asdict(own)
+    return [
+        f"{name}={found[name]!r}, expected {name}={expected[name]!r}"
+        for name in expected
+        if found[name] != expected[name]
+    ]
+
+
 def initial_parameters(config: SirenConfig, count: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw the initial parameters of many SIRENs.
 

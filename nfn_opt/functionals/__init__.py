@@ -1,8 +1,11 @@
-"""Networks of NF-Layers: equivariant functionals (weights to weights) and invariant ones (weights to a vector)."""
+"""Networks of NF-Layers: equivariant ones (weights to weights), invariant ones (to a vector or array)."""
 
+from nfn_opt.functionals.array_transformer import ArrayBlock, ArrayClassifier, ArrayClassifierConfig
 from nfn_opt.functionals.body import BodyConfig
 from nfn_opt.functionals.equivariant import EquivariantConfig, EquivariantFunctional
 from nfn_opt.functionals.invariant import InvariantConfig, InvariantFunctional, StatNN, StatNNConfig
+from nfn_opt.functionals.latent_encoder import LatentEncoder, LatentEncoderConfig
+from nfn_opt.functionals.neuron_messages import NeuronMessages, NeuronMessagesConfig
 
 __all__ = [
     # weights to weights
@@ -14,4 +17,12 @@ __all__ = [
     "InvariantFunctional",
     "StatNN",
     "StatNNConfig",
+    # weights to an array, and arrays to classes
+    "ArrayBlock",
+    "ArrayClassifier",
+    "ArrayClassifierConfig",
+    "LatentEncoder",
+    "LatentEncoderConfig",
+    "NeuronMessages",
+    "NeuronMessagesConfig",
 ]

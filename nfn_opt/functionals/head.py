@@ -36,14 +36,15 @@ def mlp(sizes: Sequence[int], dropout: float, generator: torch.Generator | None)
     *hidden, last = pairwise(sizes)
     layers: list[nn.Module] = []
     for n_in, n_out in hidden:
-        layers += [_linear(n_in, n_out, "relu", generator), nn.ReLU()]
+        layers += [linear(n_in, n_out, "relu", generator), nn.ReLU()]
         layers += [nn.Dropout(dropout)] if dropout else []
-    return nn.Sequential(*layers, _linear(*last, "linear", generator))
+    return nn.Sequential(*layers, linear(*last, "linear", generator))
 
 
-def _linear(
+def linear(
     n_in: int, n_out: int, then: Literal["relu", "linear"], generator: torch.Generator | None
 ) -> nn.Linear:
+    """A linear layer with normal weights of He et al. for what comes after it, and zero bias."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out)
     nn.init.kaiming_normal_(layer.weight, nonlinearity=then, generator=generator)
     nn.init.zeros_(layer.bias)
