@@ -79,8 +79,6 @@ def fit_parts(
         chosen = dataclasses.replace(options, seed=seed)
         return fit_to_file(dealt[part], path, options=chosen, resume=begun, progress=progress)
 
-    return InrParts(
-        tuple(fitted("train", f"train_{view}", options.seed + view) for view in range(1 + views)),
-        *(fitted(part, part, options.seed + shift) for part, shift in HELD_OUT_SEEDS.items()),
-        class_names=images.class_names,
-    )
+    train = tuple(fitted("train", f"train_{view}", options.seed + view) for view in range(1 + views))
+    validation, test = (fitted(part, part, options.seed + shift) for part, shift in HELD_OUT_SEEDS.items())
+    return InrParts(train, validation, test, images.class_names)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from nfn_opt.data.images import part_sizes
-from nfn_opt.data.zoos.zoo import Column, Zoo
+from nfn_opt.data.zoos.architecture import CnnArchitecture
+from nfn_opt.data.zoos.table import Column
+from nfn_opt.data.zoos.zoo import Zoo
 from nfn_opt.predictors.architectures import Architecture
 from nfn_opt.predictors.config import PredictorConfig
 from nfn_opt.predictors.group import NetworkGroup
@@ -87,12 +89,17 @@ def zoo_data(
     Raises:
         ValueError: If there is no such column, or numbers are missing in it.
     """
+    if not isinstance(zoo.architecture, CnnArchitecture):
+        raise ValueError(
+            f"the networks are {zoo.architecture.summary}, expected small CNNs; for others make a Predictor of their "
+            "WeightSpace and train it with train_predictor"
+        )
     good = zoo.finite()
     targets, classes = column_targets(good.table, column)
     names = input_names(good.table, beside)
     inputs = table_inputs(good.table, names) if names else None
     group = NetworkGroup(good.params, targets, inputs)
-    return PredictorData(good.architecture, [group], column, names, classes, source, good.left_out)
+    return PredictorData(zoo.architecture, [group], column, names, classes, source, good.left_out)
 
 
 def column_targets(table: Mapping[str, Column], column: str) -> tuple[Tensor, tuple[str, ...]]:

@@ -223,6 +223,7 @@ def test_a_classifier_of_weights_learns() -> None:
     config = TrainingConfig(steps=150, batch_size=12, lr=1e-2, warmup=2, validate_every=50)
     result = train_inr_classifier(network, some, some, config=config)
     assert result.best_score > 0.9
+    assert some.labels is not None
     assert result.best_score == (network.predict(some) == some.labels).double().mean()
 
 

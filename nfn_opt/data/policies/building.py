@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from nfn_opt.data.images import part_sizes
 from nfn_opt.data.policies.rollouts import roll_out
 from nfn_opt.data.policies.training import PolicyOptions, PolicyRun, draw_runs, train_runs
-from nfn_opt.data.zoos.building import _Shards
-from nfn_opt.data.zoos.zoo import Column, Zoo
+from nfn_opt.data.zoos.shards import ZooShards, build_in_shards
+from nfn_opt.data.zoos.table import Column
+from nfn_opt.data.zoos.zoo import Zoo
+from nfn_opt.meta.processes import Processes
 from nfn_opt.meta.randomness import seeded_generator
 
 __all__ = ["build_policy_zoo", "split_runs"]
@@ -30,10 +31,12 @@ class _Member:
     Attributes:
         number: Which it is.
         run: The run that it comes from.
+        steps: Updates that the run makes.
     """
 
     number: int
     run: PolicyRun
+    steps: int
 
 
 def build_policy_zoo(
@@ -45,6 +48,7 @@ def build_policy_zoo(
     episode_seed: int = 1_000_000,
     shard_runs: int = 64,
     resume: bool = False,
+    processes: Processes | None = None,
     meta: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Zoo:
@@ -63,6 +67,7 @@ def build_policy_zoo(
         episode_seed: Seed of the reset before the first of them, the next has the next seed.
         shard_runs: Runs that are trained in step and written at once; what a stop can cost.
         resume: Go on with a zoo that was stopped, of the same options. One that is complete is only read.
+        processes: The processes that ``torchrun`` started; None for one alone.
         meta: More that is to be kept in `Zoo.meta`: anything that JSON can hold. That of the start counts.
         progress: Show a progress bar.
 
@@ -86,7 +91,7 @@ def build_policy_zoo(
             raise ValueError(f"{name} must be >= 1, got {value}")
     options = options or PolicyOptions()
     members = [
-        _Member(run.number * options.snapshots + place, run)
+        _Member(run.number * options.snapshots + place, run, options.generations + 1)
         for run in draw_runs(options, runs)
         for place in range(options.snapshots)
     ]
@@ -100,27 +105,26 @@ def build_policy_zoo(
         "shard_size": size,
     }
     chunks: Any = [members[start : start + size] for start in range(0, len(members), size)]
-    shards = _Shards(Path(path), chunks, record)
-    if resume and shards.path.exists():
-        return shards.finished()
-    shards.reopen() if resume else shards.claim(meta or {})
-    ready = shards.ready()
-    todo = [number for number in range(len(chunks)) if number not in ready]
-    with tqdm(
-        total=len(todo) * (options.generations + 1), desc=f"{runs:,} runs", unit="step", disable=not progress
-    ) as bar:
-        for number in todo:
-            shards.write(number, _shard(chunks[number], options, episodes, episode_seed, bar))
-    shards.join()
-    return Zoo.load(path, keep_failed=True)
+    return build_in_shards(
+        ZooShards(Path(path), chunks, record, Zoo),
+        lambda chunk, done: _judged(chunk, options, episodes, episode_seed, done),
+        resume=resume,
+        processes=processes,
+        meta=meta,
+        progress=progress,
+    )
 
 
-def _shard(
-    members: Sequence[_Member], options: PolicyOptions, episodes: int, episode_seed: int, bar: Any
+def _judged(
+    members: Sequence[_Member],
+    options: PolicyOptions,
+    episodes: int,
+    episode_seed: int,
+    done: Callable[[int], object],
 ) -> Zoo:
     """Train the runs of some policies, and judge these."""
     runs = [member.run for member in members[:: options.snapshots]]
-    kept, steps, _ = train_runs(runs, options, done=bar.update)
+    kept, steps, _ = train_runs(runs, options, done=lambda made: done(made * len(members)))
     params = {name: value.flatten(0, 1).contiguous() for name, value in kept.items()}
     found = roll_out(params, options.architecture, options.environment, episodes=episodes, seed=episode_seed)
     table: dict[str, Column] = {
