@@ -89,10 +89,9 @@ QUICK = Protocol(steps=20, validate_every=10, seeds=1)
 
 def configs() -> dict[str, PredictorConfig]:
     """Every kind of predictor, and those that read the statistics too."""
-    found = {kind: PredictorConfig(kind=kind) for kind in KINDS}
-    for kind in ("np", "hnp"):
-        found[kind + WITH_STATISTICS] = PredictorConfig(kind=kind, statistics=True)
-    return found
+    plain: dict[str, PredictorConfig] = {kind: PredictorConfig(kind=kind) for kind in KINDS}
+    joined = {kind + WITH_STATISTICS: PredictorConfig(kind=kind, statistics=True) for kind in ("np", "hnp")}
+    return plain | joined
 
 
 def is_weight_space(name: str) -> bool:

@@ -73,7 +73,10 @@ def known_inputs(run: PredictRun, predictor: Predictor, file: Path) -> Tensor:
     Raises:
         ValueError: If something that the predictor asks for is not known.
     """
-    known = dict(word.partition("=")[::2] for word in run.known) | _table(run.table).get(file.name, {})
+    known = {
+        **dict(word.partition("=")[::2] for word in run.known),
+        **_table(run.table).get(file.name, {}),
+    }
     values = []
     for name in predictor.config.inputs:
         column, _, word = name.partition("=")
@@ -167,7 +170,8 @@ def draw(path: Path, found: Sequence[Prediction], predictor: Predictor) -> None:
         chosen = [(one.value, place) for place, one in enumerate(ranked) if bool(one.outside) != inside]
         if chosen:
             face = "tab:blue" if inside else "none"
-            ax.scatter(*zip(*chosen, strict=True), s=28, facecolors=face, edgecolors="tab:blue", label=label)
+            values, places = zip(*chosen, strict=True)
+            ax.scatter(values, places, s=28, facecolors=face, edgecolors="tab:blue", label=label)
     ax.set(xlabel=f"predicted {column_name(predictor)}", ylabel="" if named else "rank of the network")
     if named:
         ax.set_yticks(range(len(ranked)), [one.file.name for one in ranked], fontsize="small")

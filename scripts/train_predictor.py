@@ -137,12 +137,12 @@ def _of_inrs(inrs: InrSet, run: PredictorRun) -> tuple[PredictorData, dict[str, 
         raise ValueError(
             f"{run.networks} has INRs without labels, expected the class of each; fit labelled images"
         )
-    inrs = inrs if run.limit is None else inrs[: run.limit]
+    labels, inrs = inrs.labels[: run.limit], inrs[: run.limit]
     network, coords = Siren(inrs.config), coordinates(*inrs.image_size)
     space = WeightSpace.from_module(network, coords[:2], symmetry=run.predictor.symmetry)
     params = {name: inrs.params[name] for name in space.names}
-    classes = tuple(str(number) for number in range(int(inrs.labels.max()) + 1))
-    group = NetworkGroup(params, inrs.labels)
+    classes = tuple(str(number) for number in range(int(labels.max()) + 1))
+    group = NetworkGroup(params, labels)
     data = PredictorData(space, [group], "label", (), classes, str(run.networks))
     start = coords[torch.linspace(0, len(coords) - 1, run.predictor.probes).long()]
     return data, {"network": network, "probes": start} if run.predictor.kind == "probing" else {}

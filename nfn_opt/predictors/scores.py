@@ -46,12 +46,12 @@ class CalibrationBin(NamedTuple):
     Attributes:
         expected: Mean prediction.
         observed: Mean of what is true.
-        count: Number of networks.
+        networks: How many they are.
     """
 
     expected: float
     observed: float
-    count: int
+    networks: int
 
 
 def kendall_tau(predicted: Tensor, target: Tensor) -> float:
@@ -110,8 +110,9 @@ def calibration(predicted: Tensor, target: Tensor, bins: int = 10) -> list[Calib
         ValueError: As :func:`kendall_tau`, and if there is no bin.
 
     Example:
-        >>> calibration(torch.tensor([0.2, 0.9, 0.1, 0.8]), torch.tensor([0.0, 1.0, 0.0, 0.5]), bins=2)
-        [CalibrationBin(expected=0.15..., observed=0.0, count=2), CalibrationBin(expected=0.85..., observed=0.75, ...)]
+        >>> bins = calibration(torch.tensor([0.2, 0.9, 0.1, 0.8]), torch.tensor([0.0, 1.0, 0.0, 0.5]), bins=2)
+        >>> [(round(one.expected, 2), one.observed, one.networks) for one in bins]
+        [(0.15, 0.0, 2), (0.85, 0.75, 2)]
     """
     _check(predicted, target)
     if bins < 1:

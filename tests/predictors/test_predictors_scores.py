@@ -35,7 +35,7 @@ def test_calibration_keeps_all_networks(generator: torch.Generator) -> None:
     target = torch.rand(103, generator=generator)
     predicted = target * 0.5 + 0.1
     bins = calibration(predicted, target, bins=10)
-    assert sum(one.count for one in bins) == 103
+    assert sum(one.networks for one in bins) == 103
     for one in bins:
         assert one.expected == pytest.approx(one.observed * 0.5 + 0.1, rel=1e-5)
     assert [one.expected for one in bins] == sorted(one.expected for one in bins)
