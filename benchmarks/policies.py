@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Plan(seeds=given.seeds)
     if given.quick:
         climb = ImproveConfig(steps=5)
-        plan = Plan(runs=10, steps=20, seeds=2, policies=4, fresh_episodes=2, resamples=20, climb=climb)
+        plan = Plan(runs=10, steps=5, seeds=2, policies=4, fresh_episodes=2, resamples=20, climb=climb)
     chosen = settings(given.quick)
     wanted = given.environments or list(chosen)
     if not set(wanted) <= set(chosen):

@@ -184,7 +184,7 @@ def train_one(kind: str, seed: int, parts: Mapping[str, Zoo], plan: Plan, folder
         batch_size=64,
         lr=3e-3,
         weight_decay=0.01,
-        validate_every=max(1, plan.steps // 10),
+        validate_every=max(5, plan.steps // 10),
         seed=seed,
     )
     return train_return_predictor(

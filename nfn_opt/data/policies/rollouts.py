@@ -40,7 +40,10 @@ class Returns:
     @property
     def standard_error(self) -> Tensor:
         """Standard error of each mean over the starts, shape (N,); NaN for one episode."""
-        return self.each.std(1) / self.each.shape[1] ** 0.5
+        episodes = self.each.shape[1]
+        if episodes == 1:
+            return torch.full_like(self.mean, torch.nan)
+        return self.each.std(1) / episodes**0.5
 
 
 def roll_out(
