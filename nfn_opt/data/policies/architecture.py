@@ -167,11 +167,15 @@ def _spaces(environment: str) -> tuple[int, gymnasium.spaces.Discrete | gymnasiu
             f"{environment} has observations {seen}, expected a Box of one dimension; wrap the environment so that it "
             "gives vectors (gymnasium.wrappers.FlattenObservation), and register that"
         )
-    discrete = isinstance(acted, gymnasium.spaces.Discrete) and acted.start == 0
-    vector = isinstance(acted, gymnasium.spaces.Box) and len(acted.shape) == 1
-    if not discrete and not (vector and np.issubdtype(acted.dtype, np.floating)):
-        raise ValueError(
-            f"{environment} has actions {acted}, expected a Discrete that starts at 0, or a Box of one dimension; "
-            "choose another environment, or wrap it"
-        )
-    return seen.shape[0], acted
+    if isinstance(acted, gymnasium.spaces.Discrete) and acted.start == 0:
+        return seen.shape[0], acted
+    if (
+        isinstance(acted, gymnasium.spaces.Box)
+        and len(acted.shape) == 1
+        and np.issubdtype(acted.dtype, np.floating)
+    ):
+        return seen.shape[0], acted
+    raise ValueError(
+        f"{environment} has actions {acted}, expected a Discrete that starts at 0, or a Box of one dimension; "
+        "choose another environment, or wrap it"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -96,7 +97,7 @@ def roll_out(
     bar = tqdm(total=count * episodes, desc=environment, unit="episode", disable=not progress)
     with contextlib.closing(made) as envs, bar:
         playing, seeds = waiting.take(size)
-        observations, _ = envs.reset(seed=seeds)
+        observations, _ = envs.reset(seed=seeds)  # type: ignore[arg-type]  # one seed for each
         actor = _Actor(params, architecture, envs.single_action_space)
         actor.assign(playing // episodes)
         while (playing >= 0).any():
@@ -195,7 +196,7 @@ class _Actor:
     """Actions of all sub-environments, each by its own policy."""
 
     def __init__(
-        self, params: Mapping[str, Tensor], architecture: PolicyArchitecture, space: gymnasium.Space
+        self, params: Mapping[str, Tensor], architecture: PolicyArchitecture, space: gymnasium.Space[Any]
     ) -> None:
         self.params = {name: params[name].detach() for name in architecture.parameter_shapes}
         self.discrete, self.space = architecture.head == "discrete", space

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -36,10 +38,12 @@ def plain_return(policy: Policy, name: str, seed: int) -> tuple[float, int]:
         while not over:
             with torch.no_grad():
                 out = policy(torch.from_numpy(observation).unsqueeze(0)).squeeze(0).numpy()
-            discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
+            space = env.action_space
             action = (
-                int(out.argmax()) if discrete else np.clip(out, env.action_space.low, env.action_space.high)
-            )  # type: ignore[attr-defined]
+                np.clip(out, space.low, space.high)
+                if isinstance(space, gymnasium.spaces.Box)
+                else int(out.argmax())
+            )
             observation, reward, ended, cut, _ = env.step(action)
             total, steps, over = total + float(reward), steps + 1, ended or cut
     return total, steps
@@ -141,7 +145,7 @@ def test_what_does_not_fit_is_said() -> None:
     check_spaces(architecture, "CartPole-v1")
 
 
-class Grid(gymnasium.Env[int, int]):
+class Grid(gymnasium.Env[Any, Any]):
     """An environment whose observations are no vector."""
 
     observation_space = gymnasium.spaces.Discrete(3)

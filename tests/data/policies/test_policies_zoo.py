@@ -58,7 +58,8 @@ def test_saved_and_read(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_stopped_and_resumed(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, calls = tmp_path / "zoo.safetensors", []
+    path = tmp_path / "zoo.safetensors"
+    calls: list[int] = []
 
     def stopping(*arguments: Any, **options: Any) -> Any:
         if calls:
