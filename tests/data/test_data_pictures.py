@@ -95,7 +95,7 @@ def test_jpeg_and_channels(tmp_path: Path) -> None:
 def test_missing_and_unreadable(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no picture .*nothing\.png"):
         read_image(tmp_path / "nothing.png")
-    with pytest.raises(FileNotFoundError, match="no picture"):
+    with pytest.raises(IsADirectoryError, match="is a folder, expected a picture"):
         read_image(tmp_path)
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ValueError, match=r"cannot read .*text\.png"):
