@@ -31,7 +31,7 @@ def build_zoo(
     architecture: CnnArchitecture | None = None,
     test_fraction: float = 1 / 6,
     score_images: int = 10_000,
-    chunk_size: int = 16,
+    chunk_size: int = 24,
     shard_size: int = 64,
     resume: bool = False,
     processes: Processes | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -88,7 +89,8 @@ class ZooData:
 def plan_chunks(members: Sequence[Member], chunk_size: int) -> list[list[Member]]:
     """Cut into chunks that can be trained in step: of one activation, optimizer and fraction of the images.
 
-    Those of similar numbers of steps come together, those with most steps first.
+    Those of similar numbers of steps come together, those with most steps first. The chunks of a kind are of one size,
+    as near as can be: small ones cost more for each network.
     """
     kinds: dict[tuple[str, str, float], list[Member]] = {}
     for member in members:
@@ -96,7 +98,8 @@ def plan_chunks(members: Sequence[Member], chunk_size: int) -> list[list[Member]
     chunks = []
     for _, kind in sorted(kinds.items()):
         kind.sort(key=lambda member: (-member.steps, member.number))
-        chunks += [kind[start : start + chunk_size] for start in range(0, len(kind), chunk_size)]
+        size = math.ceil(len(kind) / math.ceil(len(kind) / chunk_size))
+        chunks += [kind[start : start + size] for start in range(0, len(kind), size)]
     return chunks
 
 

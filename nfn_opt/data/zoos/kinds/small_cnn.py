@@ -40,7 +40,7 @@ class SmallCnnRun(ZooRun[Zoo]):
     options: Annotated[ZooOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=ZooOptions)
     test_fraction: float = 1 / 6
     score_images: int = 10_000
-    chunk_size: int = 16
+    chunk_size: int = 24
     shard_size: int = 64
 
     def build(self, command: str, processes: Processes) -> Zoo:
