@@ -4,7 +4,7 @@ python -m benchmarks.winning_tickets --network mlp|cnn [--images FILE] [--quick]
 
 The last experiment of arXiv:2302.14040. Networks are pruned to 95 % by iterative magnitude pruning, whose masks a
 conditional variational autoencoder learns to predict from the initial weights, with NP, HNP and pointwise bodies. For
-initial weights that it has not seen it draws masks; networks are trained under these and others from the same
+initial weights that it has not seen it draws masks, or gives the most likely ones; networks are trained under these and others from the same
 initial weights, on the same images in the same order, and scored on held-out images. The masks beside the generated
 ones are: those of pruning itself (IMP); of the largest initial weights; random ones of as many weights; random ones
 with as many weights in each layer as IMP keeps, and even at each input (pixel, kernel position), for the same initial
@@ -58,6 +58,9 @@ SOURCES = {"mlp": "mnist_784", "cnn": "CIFAR_10"}
 """Where the images come from, if no file is given."""
 
 TEST_FRACTION = 1 / 6
+
+MOST_LIKELY = ", most likely"
+"""Masks without the noise of the draw: the most likely weights, given a latent vector."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,13 +218,19 @@ def measured(
 
 
 def generated(
-    name: str, seed: int, protocol: Protocol, parts: Mapping[str, TicketSet], data: ZooData, folder: Path
+    name: str,
+    seed: int,
+    temperature: float,
+    protocol: Protocol,
+    parts: Mapping[str, TicketSet],
+    data: ZooData,
+    folder: Path,
 ) -> tuple[Masks, Callable[[], dict[str, Any]]]:
-    """The masks that one generator draws, and what measures them."""
+    """The masks that one generator gives, and what measures them."""
     model, seconds = generator_of(name, seed, protocol, parts, folder)
-    test = parts["test"]
+    test, pruning = parts["test"], protocol.pruning
     draws = seeded_generator(seed, "winning tickets/draws")
-    masks = model.generate(test.params, protocol.pruning.sparsity, draws, scope=protocol.pruning.scope)
+    masks = model.generate(test.params, pruning.sparsity, draws, temperature=temperature, scope=pruning.scope)
     bound = evidence_bound(model, test)
     return masks, lambda: measured(test, masks, data, protocol, bound=bound, seconds=seconds)
 
@@ -257,10 +266,11 @@ def run(options: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
         pictures[name] = masks
         record.of(name, lambda masks=masks: measured(parts["test"], masks, data, protocol))  # type: ignore[misc]
     for name in protocol.bodies:
-        for seed in range(protocol.seeds):
-            masks, measure = generated(name, seed, protocol, parts, data, options.out)
-            pictures.setdefault(name, masks)
-            record.of(f"{name}/{seed}", measure)
+        for row, temperature in ((name, 1.0), (name + MOST_LIKELY, 0.0)):
+            for seed in range(protocol.seeds):
+                masks, measure = generated(name, seed, temperature, protocol, parts, data, options.out)
+                pictures.setdefault(row, masks)
+                record.of(f"{row}/{seed}", measure)
     rows = rows_of(record.scores)
     text = table(rows)
     print(text)

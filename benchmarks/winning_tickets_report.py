@@ -16,7 +16,7 @@ from nfn_opt.data.tickets import Architecture, MlpArchitecture
 RANDOM = "random"
 """The masks that others are compared with."""
 
-SHOWN = ("IMP", "NP", "HNP", "pointwise", "random, layers as IMP", RANDOM)
+SHOWN = ("IMP", "NP", "NP, most likely", "HNP", "pointwise", "random, layers as IMP", RANDOM)
 """Masks that are drawn."""
 
 NEURONS = 6

@@ -1,9 +1,9 @@
 """A zoo trained at once, beside the same networks trained one by one in a plain loop.
 
-python -m benchmarks.zoo_training [--quick] [--data mnist_784] [--networks 48] [--steps 60] --out FOLDER
+python -m benchmarks.zoo_training [--quick] [--data mnist_784] [--networks 21] [--steps 30] --out FOLDER
 
 The networks are those of the Small CNN Zoo (1-16-16-16-10, 4,970 parameters), with hyperparameters drawn as
-`scripts/build_zoo.py` draws them, of all kinds of activation and optimizer. The plain loop trains some of each chunk:
+`scripts/build_zoo.py` draws them, of all kinds of activation, optimizer and dropout. The plain loop trains some of each chunk:
 a module, `torch.nn.functional.dropout`, autograd, an optimizer of torch (fused where there is one), the same images
 in the same order. Half of the loop comes before and half after the zoo. Time is that of the processor: on a shared
 machine wall time says little; with one thread on a free core the two are the same. Scoring is not counted.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -127,13 +128,13 @@ def parts(
     generator = torch.Generator().manual_seed(0)
     cnn = StackedCnn(architecture, data.train.shape[-1], "relu")
     packed = torch.randn(networks, architecture.parameters, generator=generator) / 10
-    dropout = torch.full((networks,), 0.3)
-    batch = cnn.batch(data.train[: options.batch_size], torch.rand(options.batch_size * sum(cnn.units)))
+    noise = torch.rand(options.batch_size * sum(cnn.units), generator=generator)
+    batch = cnn.batch(data.train[: options.batch_size], 0.4, noise)
     target = F.one_hot(data.train_labels[: options.batch_size], architecture.classes).float()
     gradient = torch.empty_like(packed)
 
     def step() -> None:
-        cnn.gradient(packed, batch, target, gradient, dropout)
+        cnn.gradient(packed, batch, target, gradient)
 
     step()
     with _Clock() as clock:
@@ -210,10 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a few networks and steps")
     parser.add_argument("--data", default="mnist_784", help="any source of nfn_opt.data.load_images")
-    parser.add_argument("--networks", type=int, default=48, help="networks of each kind, six kinds")
+    parser.add_argument("--networks", type=int, default=21, help="networks of each kind, 24 kinds")
     parser.add_argument("--loop", type=int, default=2, help="networks of each chunk in the plain loop")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each network")
-    parser.add_argument("--chunk-size", type=int, default=16, help="networks trained in step")
+    parser.add_argument("--steps", type=int, default=30, help="steps of each network")
+    parser.add_argument("--chunk-size", type=int, default=24, help="networks trained in step")
     parser.add_argument("--out", type=Path, default=Path("runs/zoo_training"), help="folder to write to")
     given = parser.parse_args(arguments)
     if given.quick:
@@ -222,13 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     architecture, options = CnnArchitecture(), ZooOptions(train_fraction=(1.0,))
     dealt = load_images(given.data, size=28, gray=True).split({"train": 5 / 6, "test": 1 / 6}, seed=0)
     data = ZooData.from_images(dealt["train"], dealt["test"])
-    drawn = draw_members(options, 40 * given.networks, len(data.train))
+    drawn = draw_members(options, 100 * given.networks, len(data.train))
     chunks = []
-    for activation in options.activation:
-        for optimizer in options.optimizer:
-            kind = [each for each in drawn if (each.activation, each.optimizer) == (activation, optimizer)]
-            kind = [dataclasses.replace(each, steps=given.steps) for each in kind[: given.networks]]
-            chunks += plan_chunks(kind, given.chunk_size)
+    for kind in itertools.product(options.activation, options.optimizer, options.dropout):
+        some = [each for each in drawn if (each.activation, each.optimizer, each.dropout) == kind]
+        some = [dataclasses.replace(each, steps=given.steps) for each in some[: given.networks]]
+        chunks += plan_chunks(some, given.chunk_size)
     found = compare(chunks, given.loop, data, options, architecture)
     inside = parts(data, options, architecture, given.chunk_size)
     text = table(found, inside)

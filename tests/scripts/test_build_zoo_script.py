@@ -105,7 +105,7 @@ def test_stop_and_resume(
     [
         (["--images=digit"], "did you mean 'digits'"),
         (["--images=digits"], "images of 8 x 8 pixels are too small"),
-        (["--images=digits", "--size=16", "--dropout", "0.5", "1"], "dropout must be two numbers in [0, 1)"),
+        (["--images=digits", "--size=16", "--dropout", "0.5", "1"], "dropout must be numbers in [0, 1)"),
         (["--images=digits", "--size=16", "--chunk-size=0"], "chunk_size must be >= 1"),
     ],
 )

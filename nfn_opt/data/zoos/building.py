@@ -50,7 +50,7 @@ def build_zoo(
         options: What each network draws its hyperparameters from; None stands for ``ZooOptions()``.
         architecture: Of all networks; None stands for that of the Small CNN Zoo.
         test_fraction: Share of the images that is kept for the test scores.
-        score_images: Score on so many training and test images, at most.
+        score_images: Score on so many test images, and a quarter as many training images, at most.
         chunk_size: Networks trained in step, at most; the fastest depends on the size of the caches.
         shard_size: Networks in a shard, about; what a stop can cost.
         resume: Go on with a zoo that was stopped, of the same images and options. One that is complete is only read.

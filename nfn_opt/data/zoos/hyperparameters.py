@@ -27,7 +27,8 @@ class ZooOptions:
     As in the Small CNN Zoo (arXiv:2002.11448, and the tables released with it), activation, optimizer, initialization,
     learning rate, penalty, dropout and the fraction of the training data vary, biases start at zero, and the order
     of the images and the noise of dropout are the same for all networks with the same fraction. Its networks
-    were trained in batches of 512 for 86 epochs; here they are smaller and much fewer, and their number varies too.
+    were trained in batches of 512 for 86 epochs, and with any rate of dropout between 0 and 0.7; here batches are smaller
+    and epochs much fewer, whose number varies too.
 
     Attributes:
         seed: Seed of everything.
@@ -36,7 +37,8 @@ class ZooOptions:
             fraction of it the network sees; uniform.
         learning_rate: Range; uniform in the logarithm.
         l2reg: Range of the factor of the sum of squared weights, without biases, in the loss; uniform in the logarithm.
-        dropout: Range of the rate of dropout after each convolution; uniform.
+        dropout: Rates of dropout after each convolution to choose from. Few, so that networks with the same can be
+            trained in step, which drop the same units.
         init_std: Range of the standard deviation of normal and truncated_normal weights; uniform in the logarithm.
         train_fraction: Fractions of the training images to choose from.
         activation: Activations to choose from.
@@ -52,7 +54,7 @@ class ZooOptions:
     epochs: tuple[float, float] = (0.2, 2.2)
     learning_rate: tuple[float, float] = (5e-4, 5e-2)
     l2reg: tuple[float, float] = (1e-8, 1e-2)
-    dropout: tuple[float, float] = (0.0, 0.7)
+    dropout: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
     init_std: tuple[float, float] = (1e-3, 0.5)
     train_fraction: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     activation: tuple[Activation, ...] = ACTIVATIONS
@@ -66,8 +68,8 @@ class ZooOptions:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise ValueError(f"{name} must be two positive numbers, the lower first, got {low}, {high}")
-        if not 0 <= self.dropout[0] <= self.dropout[1] < 1:
-            raise ValueError(f"dropout must be two numbers in [0, 1), the lower first, got {self.dropout}")
+        if not self.dropout or not all(0 <= rate < 1 for rate in self.dropout):
+            raise ValueError(f"dropout must be numbers in [0, 1), got {self.dropout}")
         if not self.train_fraction or not all(0 < fraction <= 1 for fraction in self.train_fraction):
             raise ValueError(f"train_fraction must be numbers in (0, 1], got {self.train_fraction}")
         for name, known in (
@@ -145,7 +147,7 @@ def _draw(options: ZooOptions, number: int, train_images: int) -> Member:
         w_init=options.w_init[int(next(drawn) * len(options.w_init))],
         learning_rate=logarithmic(options.learning_rate),
         l2reg=logarithmic(options.l2reg),
-        dropout=uniform(options.dropout),
+        dropout=options.dropout[int(next(drawn) * len(options.dropout))],
         init_std=logarithmic(options.init_std),
         train_fraction=options.train_fraction[int(next(drawn) * len(options.train_fraction))],
         steps=max(1, round(uniform(options.epochs) * train_images / options.batch_size)),

@@ -72,9 +72,9 @@ def build_in_shards(
     try:
         ready = shards.ready()
         todo = [number for number in range(len(shards.parts)) if number not in ready]
-        mine = [number for place, number in enumerate(todo) if processes.owns(place)]
+        mine = shards.shares(todo, processes.size)[processes.rank]
         with tqdm(
-            total=sum(member.steps for number in mine for member in shards.members(number)),
+            total=sum(shards.steps(number) for number in mine),
             desc=f"training {sum(len(shards.members(number)) for number in mine):,} networks",
             unit="step",
             unit_scale=True,
@@ -122,6 +122,20 @@ class ZooShards(Generic[AnyZoo]):
     def members(self, number: int) -> list[Numbered]:
         """The networks of a shard."""
         return [member for chunk in self.parts[number] for member in chunk]
+
+    def steps(self, number: int) -> int:
+        """The steps of all networks of a shard."""
+        return sum(member.steps for member in self.members(number))
+
+    def shares(self, numbers: Sequence[int], count: int) -> list[list[int]]:
+        """Deal out shards to so many processes, so that each has about as many steps."""
+        shares: list[list[int]] = [[] for _ in range(count)]
+        loads = [0] * count
+        for number in sorted(numbers, key=lambda number: (-self.steps(number), number)):
+            least = loads.index(min(loads))
+            shares[least].append(number)
+            loads[least] += self.steps(number)
+        return [sorted(share) for share in shares]
 
     def claim(self, meta: Mapping[str, Any]) -> None:
         """Begin a new zoo, refusing to touch what is there."""

@@ -8,8 +8,8 @@ Pixels that no output depends on are not computed. With stride 2 and no padding 
 an image, the Small CNN Zoo's networks see the first 23 x 23, and of the 13 x 13 and 6 x 6 pixels after the first two
 layers 11 x 11 and 5 x 5 count.
 
-Dropout is done with one draw of noise for all networks: a unit of a network is dropped where the noise is at most its
-rate. The factor ``1 / (1 - rate)`` is moved into the weights of the next layer.
+Dropout has one rate and one draw of noise for all networks: the same units are dropped in all of them, so that what is
+kept is worked out once. The factor ``1 / (1 - rate)`` is moved into the weights of the next layer.
 """
 
 from __future__ import annotations
@@ -85,12 +85,15 @@ class _Batch:
     Attributes:
         windows: What the first layer's kernels see, and a last column of ones, shape (B * pixels, in * k * k + 1).
         size: B.
-        noise: Uniform in [0, 1), for each unit of a network, layer after layer, shape (B * units,); or None.
+        dropout: Rate of dropout.
+        kept: For each unit of a network, layer after layer, shape (B * units,); None without dropout. 0 where it is
+            dropped, else 1 (tanh), or infinite: the largest value that ReLU may give.
     """
 
     windows: Tensor
     size: int
-    noise: Tensor | None
+    dropout: float
+    kept: Tensor | None
 
 
 class StackedCnn:
@@ -113,31 +116,40 @@ class StackedCnn:
         """Units after each convolution that count; each needs a number of noise for each image."""
         self._kept: dict[str, Tensor] = {}
 
-    def batch(self, images: Tensor, noise: Tensor | None = None) -> _Batch:
-        """Prepare images, shape (B, channels, H, W), and if there is dropout noise, shape (B * sum(units),)."""
+    def batch(self, images: Tensor, dropout: float = 0.0, noise: Tensor | None = None) -> _Batch:
+        """Prepare images.
+
+        Args:
+            images: Shape (B, channels, H, W).
+            dropout: Rate of dropout, in [0, 1).
+            noise: Uniform in [0, 1], shape (B * sum(units),); a unit is dropped where it is at most the rate. Not
+                needed if that is 0.
+        """
         size, kernel, stride = self.used[0], self.architecture.kernel_size, self.architecture.stride
         some = images[:, :, :size, :size].unfold(2, kernel, stride).unfold(3, kernel, stride)
         # (B, C, row, column, k, k) to (B, row, column, C, k, k)
         windows = some.permute(0, 2, 3, 1, 4, 5).reshape(len(images) * self.used[1] ** 2, -1)
-        return _Batch(torch.cat([windows, windows.new_ones(len(windows), 1)], 1), len(images), noise)
+        kept = None
+        if noise is not None and dropout > 0:
+            most = torch.inf if self.activation == "relu" else 1.0
+            kept = torch.zeros_like(noise).masked_fill_(noise > dropout, most)
+        windows = torch.cat([windows, windows.new_ones(len(windows), 1)], 1)
+        return _Batch(windows, len(images), dropout if kept is not None else 0.0, kept)
 
-    def logits(self, packed: Tensor, batch: _Batch, dropout: Tensor | None = None) -> Tensor:
+    def logits(self, packed: Tensor, batch: _Batch) -> Tensor:
         """Logits of N networks.
 
         Args:
             packed: Parameters, shape (N, P).
             batch: Images.
-            dropout: Rate of each network, shape (N,), if the batch has noise.
 
         Returns:
             Shape (N, B, classes).
         """
-        weights = self._weights(packed, dropout)
-        return self._outputs(weights, self._hidden(weights, batch, dropout)[0][-1])
+        weights = self._weights(packed, batch.dropout)
+        return self._outputs(weights, self._hidden(weights, batch)[-1])
 
-    def gradient(
-        self, packed: Tensor, batch: _Batch, target: Tensor, out: Tensor, dropout: Tensor | None = None
-    ) -> None:
+    def gradient(self, packed: Tensor, batch: _Batch, target: Tensor, out: Tensor) -> None:
         """Gradient of each network's mean cross-entropy.
 
         Args:
@@ -145,11 +157,10 @@ class StackedCnn:
             batch: Images.
             target: Classes, one-hot, shape (B, classes).
             out: Where to write it, shape (N, P).
-            dropout: As in `logits`.
         """
         count, last = len(packed), len(self.units)
-        weights, results = self._weights(packed, dropout), self._blocks(out)
-        hidden, masks = self._hidden(weights, batch, dropout)
+        weights, results = self._weights(packed, batch.dropout), self._blocks(out)
+        hidden = self._hidden(weights, batch)
         slope = F.softmax(self._outputs(weights, hidden[-1]), 2).sub_(target).div_(batch.size)
         pooled = self._pooled(hidden[-1], count)
         torch.bmm(slope.transpose(1, 2), pooled, out=results[last][:, :, :-1])
@@ -157,7 +168,7 @@ class StackedCnn:
         spread = torch.bmm(slope, weights[last][:, :, :-1]).div_(self.used[-1] ** 2)
         spread = spread.transpose(0, 1).flatten(1)[:, :, None, None].expand_as(hidden[-1])
         for number in reversed(range(last)):
-            inner = self._through_activation(spread, hidden[number], masks[number])
+            inner = self._through_activation(spread, hidden[number], self._kept_units(number, batch))
             if number == 0:
                 by_kernel = torch.mm(batch.windows.t(), self._rows(inner))
                 results[0].copy_(by_kernel.unflatten(1, (count, -1)).permute(1, 2, 0))
@@ -178,22 +189,17 @@ class StackedCnn:
             )
             results[number][:, :, :-1].copy_(kernel_slopes.reshape(count, kernels.shape[0] // count, -1))
             results[number][:, :, -1].copy_(bias_slopes.view(count, -1))
-        if dropout is not None:
+        if batch.dropout:
             for result in results[1:]:
-                result[:, :, :-1].div_((1 - dropout)[:, None, None])
+                result[:, :, :-1].div_(1 - batch.dropout)
 
-    def _hidden(
-        self, weights: list[Tensor], batch: _Batch, dropout: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """What comes after each convolution, activation and dropout, and what dropout kept.
+    def _hidden(self, weights: list[Tensor], batch: _Batch) -> list[Tensor]:
+        """What comes after each convolution, activation and dropout, each of shape (B, N * C, H, W), channels last.
 
-        Returns:
-            For each layer a tensor of shape (B, N * C, H, W), channels last, and one of shape (B * H * W, N, C) that is
-            positive where a unit was kept, or None without dropout; both in memory that the next call uses again.
+        The first lies in memory that the next call uses again.
         """
         count = len(weights[0])
         hidden: list[Tensor] = []
-        masks: list[Tensor | None] = []
         for number, size in enumerate(self.used[1:]):
             if number == 0:
                 kernels = weights[0].reshape(-1, batch.windows.shape[1]).t()
@@ -204,12 +210,9 @@ class StackedCnn:
                 kernels, bias = self._kernels(number, weights[number]), weights[number][:, :, -1].flatten()
                 value = F.conv2d(hidden[-1], kernels, bias, self.architecture.stride, groups=count)
                 value = value.contiguous(memory_format=torch.channels_last)
-            value.relu_() if self.activation == "relu" else value.tanh_()
-            mask = self._mask(number, batch.noise, dropout)
-            self._drop(value, mask)
+            self._activate(value, self._kept_units(number, batch))
             hidden.append(value)
-            masks.append(mask)
-        return hidden, masks
+        return hidden
 
     def _outputs(self, weights: list[Tensor], hidden: Tensor) -> Tensor:
         head = weights[-1]
@@ -230,14 +233,14 @@ class StackedCnn:
                 start += height * width
         return blocks
 
-    def _weights(self, packed: Tensor, dropout: Tensor | None) -> list[Tensor]:
-        """The matrix of each layer, with the factors of the dropout before it."""
+    def _weights(self, packed: Tensor, dropout: float) -> list[Tensor]:
+        """The matrix of each layer, with the factor of the dropout before it."""
         blocks = self._blocks(packed)
-        if dropout is None:
+        if not dropout:
             return blocks
         scaled = [block.clone() for block in blocks[1:]]
         for block in scaled:
-            block[:, :, :-1].div_((1 - dropout)[:, None, None])
+            block[:, :, :-1].div_(1 - dropout)
         return [blocks[0], *scaled]
 
     def _kernels(self, number: int, block: Tensor) -> Tensor:
@@ -250,22 +253,25 @@ class StackedCnn:
         """Shape (B * H * W, N * C), as a view of channels-last values."""
         return value.permute(0, 2, 3, 1).flatten(0, 2)
 
-    def _mask(self, number: int, noise: Tensor | None, dropout: Tensor | None) -> Tensor | None:
-        """Positive where a unit is kept, shape (B * H * W, N, C); None without dropout."""
-        if noise is None or dropout is None:
+    def _kept_units(self, number: int, batch: _Batch) -> Tensor | None:
+        """What dropout keeps of a layer, shape (B * H * W, 1, C), as `_Batch.kept`."""
+        if batch.kept is None:
             return None
-        each = len(noise) // sum(self.units)
-        start = sum(self.units[:number]) * each
-        some = noise[start : start + self.units[number] * each]
-        some = some.view(-1, 1, self.architecture.widths[number])
-        mask = self._buffer(f"mask {number}", (len(some), len(dropout), some.shape[2]), some)
-        return torch.sub(some, dropout[:, None], out=mask)
+        start = sum(self.units[:number]) * batch.size
+        kept = batch.kept[start : start + self.units[number] * batch.size]
+        return kept.view(-1, 1, self.architecture.widths[number])
 
-    def _drop(self, value: Tensor, mask: Tensor | None) -> None:
-        """Set to zero what was not kept, in place."""
-        if mask is not None:
-            units = self._rows(value).view(mask.shape)
-            torch.ops.aten.threshold_backward.grad_input(units, mask, 0, grad_input=units)
+    def _activate(self, value: Tensor, kept: Tensor | None) -> None:
+        """Activation and dropout, in place."""
+        if kept is None:
+            value.relu_() if self.activation == "relu" else value.tanh_()
+            return
+        rows = self._rows(value)
+        units = rows.view(len(rows), -1, kept.shape[2])
+        if self.activation == "relu":
+            torch.clamp(units, kept.new_zeros(()), kept, out=units)
+        else:
+            units.tanh_().mul_(kept)
 
     def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Memory that is used again in each step: the system gives large new blocks only page by page, slowly."""
@@ -274,12 +280,14 @@ class StackedCnn:
             self._kept[name] = torch.empty(size, dtype=like.dtype, device=like.device)
         return self._kept[name][:size].view(shape)
 
-    def _through_activation(self, spread: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _through_activation(self, spread: Tensor, value: Tensor, kept: Tensor | None) -> Tensor:
         """Slope before the activation, from that after dropout, in whose place it comes."""
         slope = spread.contiguous(memory_format=torch.channels_last)
         if self.activation == "relu":  # what was dropped is zero like what was negative
             torch.ops.aten.threshold_backward.grad_input(slope, value, 0, grad_input=slope)
             return slope
         torch.ops.aten.tanh_backward.grad_input(slope, value, grad_input=slope)
-        self._drop(slope, mask)
+        if kept is not None:
+            rows = self._rows(slope)
+            rows.view(len(rows), -1, kept.shape[2]).mul_(kept)
         return slope

@@ -87,14 +87,15 @@ class ZooData:
 
 
 def plan_chunks(members: Sequence[Member], chunk_size: int) -> list[list[Member]]:
-    """Cut into chunks that can be trained in step: of one activation, optimizer and fraction of the images.
+    """Cut into chunks that can be trained in step: of one activation, optimizer, fraction of the images and dropout.
 
     Those of similar numbers of steps come together, those with most steps first. The chunks of a kind are of one size,
     as near as can be: small ones cost more for each network.
     """
-    kinds: dict[tuple[str, str, float], list[Member]] = {}
+    kinds: dict[tuple[str, str, float, float], list[Member]] = {}
     for member in members:
-        kinds.setdefault((member.activation, member.optimizer, member.train_fraction), []).append(member)
+        kind_of = (member.activation, member.optimizer, member.train_fraction, member.dropout)
+        kinds.setdefault(kind_of, []).append(member)
     chunks = []
     for _, kind in sorted(kinds.items()):
         kind.sort(key=lambda member: (-member.steps, member.number))
@@ -133,11 +134,13 @@ def train_zoo(
     the rounding of sums.
 
     Args:
-        members: Networks of one activation, optimizer and fraction, those with most steps first; see `plan_chunks`.
+        members: Networks of one activation, optimizer, fraction and dropout, those with most steps first; see
+            `plan_chunks`.
         data: Images.
         options: Options of the whole zoo.
         architecture: Of all networks.
-        score_images: Score on so many training images (of those that the networks saw) and test images, at most.
+        score_images: Score on so many test images, and a quarter as many training images of those that the networks
+            saw, at most.
         dtype: Precision of the training.
         done: Told after each step how many networks made it.
 
@@ -146,9 +149,9 @@ def train_zoo(
     """
     first = members[0]
     packed = _initial(members, architecture, options.seed).to(dtype)
-    rates, penalties, dropout = (
+    rates, penalties = (
         torch.tensor([getattr(member, name) for member in members], dtype=dtype)
-        for name in ("learning_rate", "l2reg", "dropout")
+        for name in ("learning_rate", "l2reg")
     )
     optimizer = StackedOptimizer(
         first.optimizer, packed, rates, penalties[:, None] * _weights_only(architecture).to(dtype)
@@ -163,9 +166,9 @@ def train_zoo(
     for step, numbers in enumerate(order):
         while members[left - 1].steps <= step:
             left -= 1
-        noise = draw_noise(size * sum(cnn.units), noises)
-        batch = cnn.batch(data.train[numbers], noise.to(dtype))
-        cnn.gradient(packed[:left], batch, targets[numbers], gradient[:left], dropout[:left])
+        noise = draw_noise(size * sum(cnn.units), noises).to(dtype) if first.dropout else None
+        batch = cnn.batch(data.train[numbers], first.dropout, noise)
+        cnn.gradient(packed[:left], batch, targets[numbers], gradient[:left])
         optimizer.step(gradient[:left])
         done(left)
     scores = _scores(packed, cnn, data, options, first.train_fraction, score_images)
@@ -221,7 +224,7 @@ def _scores(
 ) -> dict[str, Column]:
     """`SCORES`, without dropout."""
     kept = torch.randperm(len(data.train), generator=seeded_generator(options.seed, "zoo/images"))
-    kept = kept[: round(fraction * len(data.train))][:count]
+    kept = kept[: round(fraction * len(data.train))][: math.ceil(count / 4)]
     train = score_networks(packed, cnn, data.train[kept], data.train_labels[kept])
     test = score_networks(packed, cnn, data.test[:count], data.test_labels[:count])
     return dict(zip(SCORES, (*train, *test), strict=True))

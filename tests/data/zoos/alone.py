@@ -57,7 +57,9 @@ def train_alone(
     noises = seeded_generator(options.seed, f"zoo/dropout/{member.train_fraction}")
     order = batches(options, member.train_fraction, len(data.train))
     for numbers in itertools.islice(order, member.steps):
-        noise = draw_noise(len(numbers) * sum(shape.units), noises).to(data.train.dtype)
+        noise = None
+        if member.dropout:
+            noise = draw_noise(len(numbers) * sum(shape.units), noises).to(data.train.dtype)
         optimizer.zero_grad()
         logits = output(network, data.train[numbers], member.dropout, noise, shape.used)
         weights = [value for name, value in network.named_parameters() if name.endswith("weight")]

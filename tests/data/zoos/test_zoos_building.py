@@ -152,16 +152,19 @@ def test_images_that_are_not_square(tmp_path: Path) -> None:
 
 
 def test_shards_are_dealt_out(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is one of two trains every second shard, and leaves the rest to the other."""
+    """Each of two processes trains some shards, and leaves the others to the other."""
     monkeypatch.setattr(Processes, "gathered", lambda self, value: [value])
     monkeypatch.setattr(Processes, "on_main", lambda self, action: action())
     monkeypatch.setattr(shards.ZooShards, "join", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-    path = tmp_path / "zoo.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        run(digits, path, processes=Processes(1, 2))
-    names = sorted(each.stem for each in Path(f"{path}.parts").glob("shard_*.safetensors"))
-    assert names
-    assert all(int(name.rpartition("_")[2]) % 2 == 1 for name in names)
+    trained: list[str] = []
+    for rank in range(2):
+        path = tmp_path / f"{rank}.safetensors"
+        with pytest.raises(KeyboardInterrupt):
+            run(digits, path, processes=Processes(rank, 2))
+        found = [each.name for each in Path(f"{path}.parts").glob("shard_*.safetensors")]
+        assert found
+        trained += found
+    assert sorted(trained) == [f"shard_{number:05d}.safetensors" for number in range(len(trained))]
 
 
 @pytest.mark.slow

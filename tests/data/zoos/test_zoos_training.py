@@ -45,29 +45,25 @@ def members(options: ZooOptions, count: int, **fixed: object) -> list[Member]:
 
 @pytest.mark.parametrize("architecture", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.6])
 def test_gradients(
-    architecture: CnnArchitecture, activation: str, dropout: bool, generator: torch.Generator
+    architecture: CnnArchitecture, activation: str, dropout: float, generator: torch.Generator
 ) -> None:
     count, size, side = 3, 4, 23 if len(architecture.widths) == 3 else 9
     packed = torch.randn(count, architecture.parameters, generator=generator, dtype=torch.float64) / 3
     images = torch.randn(size, architecture.in_channels, side, side, generator=generator, dtype=torch.float64)
     labels = torch.randint(architecture.classes, (size,), generator=generator)
     stacked = StackedCnn(architecture, side, activation)  # type: ignore[arg-type]
-    noise = (
-        torch.rand(size * sum(stacked.units), generator=generator, dtype=torch.float64) if dropout else None
-    )
-    rates = torch.tensor([0.0, 0.3, 0.6], dtype=torch.float64) if dropout else None
+    noise = torch.rand(size * sum(stacked.units), generator=generator, dtype=torch.float64)
     found = torch.full_like(packed, torch.nan)
     target = F.one_hot(labels, architecture.classes).double()
-    batch = stacked.batch(images, noise)
-    stacked.gradient(packed, batch, target, found, rates)
-    logits = stacked.logits(packed, batch, rates)
+    batch = stacked.batch(images, dropout, noise)
+    stacked.gradient(packed, batch, target, found)
+    logits = stacked.logits(packed, batch)
     for number in range(count):
         network = SmallCnn(architecture, activation).double()
         network.load_state_dict({name: value[number] for name, value in unpack(packed, architecture).items()})
-        rate = 0.0 if rates is None else float(rates[number])
-        expected = output(network, images, rate, noise, stacked.used)
+        expected = output(network, images, dropout, noise if dropout else None, stacked.used)
         torch.testing.assert_close(logits[number], expected)
         F.cross_entropy(expected, labels).backward()
         slopes = {
@@ -79,8 +75,8 @@ def test_gradients(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_at_once_as_alone(optimizer: str, activation: str, data: ZooData) -> None:
+@pytest.mark.parametrize(("activation", "dropout"), [("relu", 0.4), ("tanh", 0.2), ("tanh", 0.0)])
+def test_at_once_as_alone(optimizer: str, activation: str, dropout: float, data: ZooData) -> None:
     options = ZooOptions(batch_size=20, seed=3)
     architecture = CnnArchitecture(widths=(4, 3, 4))
     chunk = members(
@@ -88,6 +84,7 @@ def test_at_once_as_alone(optimizer: str, activation: str, data: ZooData) -> Non
         4,
         optimizer=optimizer,
         activation=activation,
+        dropout=dropout,
         train_fraction=0.25,
         w_init="he_normal",
         l2reg=1e-2,
@@ -167,16 +164,29 @@ def test_chunks() -> None:
     assert sorted(member.number for chunk in chunks for member in chunk) == list(range(60))
     for chunk in chunks:
         assert len(chunk) <= 4
-        assert len({(member.activation, member.optimizer, member.train_fraction) for member in chunk}) == 1
+        kinds = {(each.activation, each.optimizer, each.train_fraction, each.dropout) for each in chunk}
+        assert len(kinds) == 1
         assert [member.steps for member in chunk] == sorted((member.steps for member in chunk), reverse=True)
+
+
+def test_chunks_of_a_kind_are_of_one_size() -> None:
+    alike = members(
+        ZooOptions(batch_size=20), 13, activation="relu", optimizer="sgd", train_fraction=1.0, dropout=0.0
+    )
+    assert [len(chunk) for chunk in plan_chunks(alike, 6)] == [5, 5, 3]
 
 
 def test_draws_stay_in_their_ranges() -> None:
     options = ZooOptions(
-        learning_rate=(1e-3, 1e-2), dropout=(0.2, 0.3), epochs=(1, 2), activation=("tanh",), batch_size=64
+        learning_rate=(1e-3, 1e-2),
+        dropout=(0.2, 0.3, 0.5),
+        epochs=(1, 2),
+        activation=("tanh",),
+        batch_size=64,
     )
     drawn = draw_members(options, 200, 640)
-    assert all(1e-3 <= member.learning_rate <= 1e-2 and 0.2 <= member.dropout <= 0.3 for member in drawn)
+    assert all(1e-3 <= member.learning_rate <= 1e-2 for member in drawn)
+    assert {member.dropout for member in drawn} == {0.2, 0.3, 0.5}
     assert all(10 <= member.steps <= 20 for member in drawn)
     assert {member.activation for member in drawn} == {"tanh"}
     assert {member.w_init for member in drawn} == set(INITIALIZATIONS)
@@ -207,7 +217,7 @@ def test_initial_parameters(name: str, std: float) -> None:
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"epochs": (2, 1)}, "epochs must be two positive numbers, the lower first"),
         ({"learning_rate": (0, 1)}, "learning_rate must be two positive numbers"),
-        ({"dropout": (0, 1)}, r"dropout must be two numbers in \[0, 1\)"),
+        ({"dropout": (0, 1)}, r"dropout must be numbers in \[0, 1\)"),
         ({"train_fraction": (0.5, 2)}, r"train_fraction must be numbers in \(0, 1\]"),
         ({"optimizer": ("lion",)}, "optimizer must be some of sgd, adam, rmsprop"),
         ({"w_init": ()}, "w_init must be some of glorot_normal"),

@@ -29,7 +29,7 @@ class SmallCnnRun(ZooRun[Zoo]):
         gray: Turn the images gray.
         options: What each network draws its hyperparameters from.
         test_fraction: Share of the images that is kept for the test scores.
-        score_images: Score on so many training and test images, at most.
+        score_images: Score on so many test images, and a quarter as many training images, at most.
         chunk_size: Networks trained in step, at most.
         shard_size: Networks that are written at once, about.
     """
