@@ -4,9 +4,9 @@ python -m benchmarks.winning_tickets --network mlp|cnn [--images FILE] [--quick]
 
 The last experiment of arXiv:2302.14040. Networks are pruned to 95 % by iterative magnitude pruning, whose masks a
 conditional variational autoencoder learns to predict from the initial weights, with NP, HNP and pointwise bodies. For
-initial weights that it has not seen it draws masks, or gives the most likely ones; networks are trained under these and others from the same
-initial weights, on the same images in the same order, and scored on held-out images. The masks beside the generated
-ones are: those of pruning itself (IMP); of the largest initial weights; random ones of as many weights; random ones
+initial weights that it has not seen it draws masks, or gives the most likely ones; networks are trained under these and
+others from the same initial weights, on the same images in the same order, and scored on held-out images. The masks
+beside the generated ones are: those of pruning itself (IMP); of the largest initial weights; random ones of as many weights; random ones
 with as many weights in each layer as IMP keeps, and even at each input (pixel, kernel position), for the same initial
 weights. The last two know more than a mask of that sparsity.
 

@@ -27,8 +27,8 @@ class ZooOptions:
     As in the Small CNN Zoo (arXiv:2002.11448, and the tables released with it), activation, optimizer, initialization,
     learning rate, penalty, dropout and the fraction of the training data vary, biases start at zero, and the order
     of the images and the noise of dropout are the same for all networks with the same fraction. Its networks
-    were trained in batches of 512 for 86 epochs, and with any rate of dropout between 0 and 0.7; here batches are smaller
-    and epochs much fewer, whose number varies too.
+    were trained in batches of 512 for 86 epochs, and with any rate of dropout between 0 and 0.7; here batches are
+    smaller and epochs much fewer, whose number varies too.
 
     Attributes:
         seed: Seed of everything.

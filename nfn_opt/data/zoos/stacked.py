@@ -87,7 +87,7 @@ class _Batch:
         size: B.
         dropout: Rate of dropout.
         kept: For each unit of a network, layer after layer, shape (B * units,); None without dropout. 0 where it is
-            dropped, else 1 (tanh), or infinite: the largest value that ReLU may give.
+            dropped, else 1 (tanh), or the largest value that ReLU may give, which no unit reaches.
     """
 
     windows: Tensor
@@ -131,9 +131,12 @@ class StackedCnn:
         windows = some.permute(0, 2, 3, 1, 4, 5).reshape(len(images) * self.used[1] ** 2, -1)
         kept = None
         if noise is not None and dropout > 0:
-            most = torch.inf if self.activation == "relu" else 1.0
-            kept = torch.zeros_like(noise).masked_fill_(noise > dropout, most)
-        windows = torch.cat([windows, windows.new_ones(len(windows), 1)], 1)
+            kept = torch.sub(noise, dropout)  # masked_fill_ and where take ten times as long
+            if self.activation == "relu":
+                kept.clamp_min_(0).mul_(torch.finfo(kept.dtype).max)
+            else:
+                kept.ceil_()
+        windows = F.pad(windows, (0, 1), value=1.0)
         return _Batch(windows, len(images), dropout if kept is not None else 0.0, kept)
 
     def logits(self, packed: Tensor, batch: _Batch) -> Tensor:
