@@ -8,6 +8,9 @@ trained on the same networks for the same number of steps of the same batch size
 a cosine schedule, the reference as its authors do: Adam, learning rate 1e-3, batches of 8, binary cross-entropy,
 channels 16, 16, 5.
 
+The best weight-space predictor, which is compared with StatNN and the reference, is the one of the best correlation on
+the validation networks. Finished trainings stay in the folder: the same command goes on where it was stopped.
+
 Predictors read the weights alone. Only "probing" is told the activation of each network, because it runs it; with
 `--told` all of this package's are. "+ statistics" is a predictor whose head reads StatNN's statistics too.
 """
@@ -36,6 +39,7 @@ from benchmarks.generalisation_report import (
     table,
     taus,
 )
+from benchmarks.kept_trainings import KeptTrainings
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.data import load_images
 from nfn_opt.data.zoos import Zoo, ZooOptions, build_zoo
@@ -120,7 +124,8 @@ def train_ours(
     result = train_on_groups(predictor, parts["train"], parts["val"], config=training)
     (test,) = parts["test"]
     predicted = predictor.predict(test.params, test.inputs)[:, 0]
-    return Trained(predicted, result.seconds, count(predictor), result.best_step), predictor, test
+    trained = Trained(predicted, result.seconds, count(predictor), result.best_step, result.best_score)
+    return trained, predictor, test
 
 
 def train_other(zoo: Zoo, protocol: Protocol, seed: int) -> Trained:
@@ -159,18 +164,20 @@ def make_zoo(given: argparse.Namespace) -> Zoo:
 
 
 def compare(
-    zoo: Zoo, protocol: Protocol, names: Sequence[str]
+    zoo: Zoo, protocol: Protocol, names: Sequence[str], kept: KeptTrainings
 ) -> tuple[dict[str, list[Trained]], torch.Tensor]:
     """Train all of some predictors; the trainings, and the accuracies of the test networks."""
     found: dict[str, list[Trained]] = {}
     targets = zoo_data(zoo, beside=()).split(SIZES, seed=0)["test"][0].targets
-    for name in names:
-        for seed in range(protocol.seeds):
-            one = (
-                train_other(zoo, protocol, seed)
-                if name == REFERENCE
-                else train_ours(zoo, configs()[name], protocol, seed)[0]
-            )
+
+    def make(name: str, seed: int) -> dict[str, Any]:
+        if name == REFERENCE:
+            return train_other(zoo, protocol, seed).record()
+        return train_ours(zoo, configs()[name], protocol, seed)[0].record()
+
+    for seed in range(protocol.seeds):
+        for name in names:
+            one = Trained.of_record(kept.once(name, seed, lambda name=name, seed=seed: make(name, seed)))  # type: ignore[misc]
             found.setdefault(name, []).append(one)
             print(
                 f"{name}, seed {seed}: Kendall's tau {kendall_tau(one.predicted, targets):.3f}, "
@@ -190,7 +197,9 @@ def report(
     """Write table, figures, predictions and numbers; the table."""
     means = {name: statistics.mean(taus(some, targets)) for name, some in found.items()}
     ranked = sorted(means, key=lambda name: -means[name])
-    best = next((name for name in ranked if is_weight_space(name)), ranked[0])
+    chosen = {name: statistics.mean(one.validation or 0.0 for one in some) for name, some in found.items()}
+    readers = [name for name in found if is_weight_space(name)]
+    best = max(readers, key=lambda name: chosen[name]) if readers else ranked[0]
     text = f"{zoo!r}\n\n{table(found, targets)}\n"
     differences = {}
     generator = torch.Generator().manual_seed(0)
@@ -278,7 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given.out.mkdir(parents=True, exist_ok=True)
     zoo = make_zoo(given)
-    found, targets = compare(zoo, protocol, given.only or [*configs(), REFERENCE])
+    conditions = {**dataclasses.asdict(protocol), "zoo": zoo.meta.get("run", {}), "networks": len(zoo)}
+    del conditions["seeds"]
+    kept = KeptTrainings(given.out / "trainings.json", conditions)
+    found, targets = compare(zoo, protocol, given.only or [*configs(), REFERENCE], kept)
     record = {
         "zoo": str(given.zoo or given.images),
         "networks": len(zoo),

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -32,12 +33,23 @@ class Trained:
         seconds: Time of its steps.
         parameters: Of the predictor.
         best_step: The step whose weights were kept, if known.
+        validation: Kendall's tau on the validation networks, if known.
     """
 
     predicted: Tensor
     seconds: float
     parameters: int
     best_step: int | None = None
+    validation: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**dataclasses.asdict(self), "predicted": self.predicted.tolist()}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Trained:
+        """The inverse of `record`."""
+        return cls(**{**record, "predicted": torch.tensor(record["predicted"])})
 
 
 def taus(some: Sequence[Trained], targets: Tensor) -> list[float]:

@@ -6,9 +6,9 @@ The last experiment of arXiv:2302.14040. Networks are pruned to 95 % by iterativ
 conditional variational autoencoder learns to predict from the initial weights, with NP, HNP and pointwise bodies. For
 initial weights that it has not seen it draws masks, or gives the most likely ones; networks are trained under these and
 others from the same initial weights, on the same images in the same order, and scored on held-out images. The masks
-beside the generated ones are: those of pruning itself (IMP); of the largest initial weights; random ones of as many weights; random ones
-with as many weights in each layer as IMP keeps, and even at each input (pixel, kernel position), for the same initial
-weights. The last two know more than a mask of that sparsity.
+beside the generated ones are: those of pruning itself (IMP); of the largest initial weights; random ones of as many
+weights; random ones with as many weights in each layer as IMP keeps, and even at each input (pixel, kernel position),
+for the same initial weights. The last two know more than a mask of that sparsity.
 
 The network of the paper is not known. Here: an MLP 784-64-10 on images in [0, 1], or a CNN of three convolutions of 16
 channels on colour images. Intervals are for the mean over initial weights, 95 % (Student's t); those of generated masks

@@ -4,9 +4,9 @@ python -m benchmarks.zoo_training [--quick] [--data mnist_784] [--networks 21] [
 
 The networks are those of the Small CNN Zoo (1-16-16-16-10, 4,970 parameters), with hyperparameters drawn as
 `scripts/build_zoo.py` draws them, of all kinds of activation, optimizer and dropout. The plain loop trains some of each
-chunk: a module, `torch.nn.functional.dropout`, autograd, an optimizer of torch (fused where there is one), the same images
-in the same order. Half of the loop comes before and half after the zoo. Time is that of the processor: on a shared
-machine wall time says little; with one thread on a free core the two are the same. Scoring is not counted.
+chunk: a module, `torch.nn.functional.dropout`, autograd, an optimizer of torch (fused where there is one), the same
+images in the same order. Half of the loop comes before and half after the zoo. Time is that of the processor: on a
+shared machine wall time says little; with one thread on a free core the two are the same. Scoring is not counted.
 
 What limits the zoo: the operations of a gradient are timed one by one, and the rate of its products, which no layout
 saves, is compared with that of one large matrix product in the same run.

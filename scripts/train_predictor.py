@@ -5,6 +5,7 @@ Example:
     python scripts/train_predictor.py --networks runs/zoo.safetensors --out runs/predictor
     python scripts/train_predictor.py --networks runs/zoo.safetensors --column learning_rate --log --out runs/rate
     python scripts/train_predictor.py --networks cifar10 --out runs/public --predictor.kind np
+    python scripts/train_predictor.py --networks runs/varied.safetensors --predictor.kind relation --out runs/varied
     python scripts/train_predictor.py --networks runs/inrs.safetensors --out runs/digits
 """
 
@@ -18,7 +19,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -26,7 +27,7 @@ import tyro
 from editors import InrSet, Siren
 from editors.siren import coordinates
 from nfn_opt.artifacts import atomic_write, read_header
-from nfn_opt.data.zoos import Zoo, load_small_cnn_zoo
+from nfn_opt.data.zoos import VariedZoo, Zoo, load_small_cnn_zoo
 from nfn_opt.meta.config import plain_record
 from nfn_opt.meta.run_folder import environment, write_json
 from nfn_opt.predictors import NetworkGroup, Predictor, PredictorConfig, PredictorData, zoo_data
@@ -46,10 +47,11 @@ class PredictorRun:
         networks: File of a zoo or of a set of INRs with labels, or the unpacked folder of a set of the public Small CNN
             Zoo.
         out: Folder to write to.
-        column: Column of the zoo that is predicted; words are predicted as classes. Of INRs it is the label.
+        column: Column of the zoo that is predicted; words are predicted as classes. None: the score of the networks,
+            such as the accuracy on test images. Of INRs it is the label.
         log: Predict the logarithm of the column.
-        beside: Columns that are given to the predictor beside the weights, which do not say what activation a network
-            has. None: only weights.
+        beside: Columns that are given to the predictor beside the weights. "auto": the activations, which weights do
+            not say, where they vary. None: only weights.
         limit: Use the first so many networks; all if not given.
         val_fraction: Share of the networks that chooses the best weights.
         test_fraction: Share of the networks that is kept for the reported scores.
@@ -63,9 +65,9 @@ class PredictorRun:
 
     networks: Path
     out: Path
-    column: str = "test_accuracy"
+    column: str | None = None
     log: bool = False
-    beside: tuple[str, ...] | None = ("activation",)
+    beside: tuple[str, ...] | Literal["auto"] | None = "auto"
     limit: int | None = None
     val_fraction: float = 0.1
     test_fraction: float = 0.25
@@ -108,28 +110,30 @@ def read_networks(run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
     if run.networks.is_dir():
         return _of_zoo(load_small_cnn_zoo(run.networks, limit=run.limit), run), {}
     kind = read_header(run.networks)[0]
-    if kind == "zoo":
-        zoo = Zoo.load(run.networks)
+    if kind in ("zoo", "varied_zoo"):
+        zoo = Zoo.load(run.networks) if kind == "zoo" else VariedZoo.load(run.networks)
         return _of_zoo(zoo if run.limit is None else zoo[: run.limit], run), {}
     if kind == "inr_set":
         return _of_inrs(InrSet.load(run.networks), run)
-    raise ValueError(f"{run.networks} holds a {kind!r}, expected a zoo or a set of INRs ('zoo', 'inr_set')")
+    raise ValueError(f"{run.networks} holds a {kind!r}, expected a zoo or a set of INRs")
 
 
-def _of_zoo(zoo: Zoo, run: PredictorRun) -> PredictorData:
-    found = zoo_data(zoo, run.column, run.beside or (), str(run.networks))
+def _of_zoo(zoo: Zoo | VariedZoo, run: PredictorRun) -> PredictorData:
+    beside = None if run.beside == "auto" else run.beside or ()
+    if isinstance(zoo, VariedZoo) and run.predictor.kind != "relation":
+        raise ValueError(
+            f"{run.networks} has networks of many architectures, expected one for kind {run.predictor.kind!r}; take "
+            "--predictor.kind relation"
+        )
+    found = zoo_data(zoo, run.column, beside, str(run.networks), symmetry=run.predictor.symmetry)
     if not run.log:
         return found
-    group = found.groups[0]
-    if found.classes or not bool((group.targets > 0).all()):
+    if found.classes or not all(bool((group.targets > 0).all()) for group in found.groups):
         raise ValueError(
-            f"the column {run.column!r} has words or numbers that are not positive: no logarithm"
+            f"the column {found.column!r} has words or numbers that are not positive: no logarithm"
         )
-    return dataclasses.replace(
-        found,
-        groups=[dataclasses.replace(group, targets=group.targets.log10())],
-        column=f"log10({run.column})",
-    )
+    logs = [dataclasses.replace(group, targets=group.targets.log10()) for group in found.groups]
+    return dataclasses.replace(found, groups=logs, column=f"log10({found.column})")
 
 
 def _of_inrs(inrs: InrSet, run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
@@ -151,7 +155,7 @@ def _of_inrs(inrs: InrSet, run: PredictorRun) -> tuple[PredictorData, dict[str, 
 def make_predictor(run: PredictorRun, data: PredictorData, extra: dict[str, Any]) -> Predictor:
     """The predictor before its training."""
     config = data.config(run.predictor)
-    targets = data.groups[0].targets
+    targets = torch.cat([group.targets for group in data.groups])
     if config.target == "score" and not bool(((targets >= 0) & (targets <= 1)).all()):
         config = dataclasses.replace(config, target="value")  # a column that is no score
     generator = torch.Generator().manual_seed(run.seed)

@@ -7,30 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nfn_opt.data.zoos.architecture import CnnArchitecture, SmallCnn
 from nfn_opt.predictors.config import PredictorConfig
 from nfn_opt.weight_space import WeightSpace
 from nfn_opt.weight_space.spec import Axis, TensorSpec
 
-__all__ = ["Architecture", "example_images", "read_space", "space_for", "space_record"]
+__all__ = ["Architecture", "read_space", "space_for", "space_record"]
 
 Architecture = WeightSpace | CnnArchitecture
 """What a predictor can be made for: any weight space, or small CNNs by their description."""
-
-
-def example_images(architecture: CnnArchitecture) -> Tensor:
-    """The smallest images that such a network takes, zeros of shape (1, channels, side, side).
-
-    Example:
-        >>> example_images(CnnArchitecture()).shape
-        torch.Size([1, 1, 15, 15])
-    """
-    side = 1
-    for _ in architecture.widths:
-        side = (side - 1) * architecture.stride + architecture.kernel_size
-    return torch.zeros(1, architecture.in_channels, side, side)
 
 
 def space_for(architecture: Architecture, config: PredictorConfig) -> WeightSpace:
@@ -41,7 +27,7 @@ def space_for(architecture: Architecture, config: PredictorConfig) -> WeightSpac
     """
     if isinstance(architecture, CnnArchitecture):
         space = WeightSpace.from_module(
-            SmallCnn(architecture), example_images(architecture), symmetry=config.symmetry
+            SmallCnn(architecture), architecture.example_inputs(), symmetry=config.symmetry
         )
     elif architecture.symmetry != config.symmetry:
         raise ValueError(

@@ -17,7 +17,6 @@ from nfn_opt.data.zoos.architecture import CnnArchitecture
 from nfn_opt.functionals.head import mlp
 from nfn_opt.predictors.architectures import (
     Architecture,
-    example_images,
     read_space,
     space_for,
     space_record,
@@ -123,7 +122,7 @@ class Predictor(nn.Module):
     ) -> ProbeReader:
         config, evaluate = self.config, _evaluate(self.cnn, network, self.config.inputs)
         if self.cnn is not None and probes is None:
-            shape = example_images(self.cnn).shape[1:]
+            shape = self.cnn.example_inputs()[0].shape[1:]
             probes = torch.rand(config.probes, *shape, generator=generator) * 2 - 1
         if probes is None:
             raise ValueError(

@@ -7,17 +7,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nfn_opt.data.images import part_sizes
-from nfn_opt.data.zoos.architecture import CnnArchitecture
+from nfn_opt.data.zoos.architecture import SCORES, CnnArchitecture
 from nfn_opt.data.zoos.table import Column
+from nfn_opt.data.zoos.varied import VariedZoo
+from nfn_opt.data.zoos.varied_architecture import VariedCnn
 from nfn_opt.data.zoos.zoo import Zoo
 from nfn_opt.predictors.architectures import Architecture
 from nfn_opt.predictors.config import PredictorConfig
 from nfn_opt.predictors.group import NetworkGroup
+from nfn_opt.weight_space import Symmetry, WeightSpace
 
 __all__ = ["PredictorData", "column_targets", "input_names", "table_inputs", "zoo_data"]
+
+LISTED = "activations"
+"""A column of varied zoos: the activation of each layer, joined by hyphens."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,30 +82,68 @@ class PredictorData:
 
 
 def zoo_data(
-    zoo: Zoo, column: str = "test_accuracy", beside: Sequence[str] = ("activation",), source: str = ""
+    zoo: Zoo | VariedZoo,
+    column: str | None = None,
+    beside: Sequence[str] | None = None,
+    source: str = "",
+    *,
+    symmetry: Symmetry = "hidden",
 ) -> PredictorData:
     """Networks of a zoo with one column to predict, and others beside the weights.
 
     Args:
         zoo: The zoo; networks that are not finite are left out, and counted.
-        column: What is predicted: numbers, or words for classes.
-        beside: Columns that are given to the predictor beside the weights; words become 0 and 1.
+        column: What is predicted: numbers, or words for classes. None: the score of such networks, such as the
+            accuracy on test images.
+        beside: Columns that are given to the predictor beside the weights; words become 0 and 1, the activations of
+            a network of a varied zoo the share of layers that have each. None: the activations where they vary.
         source: Where the zoo comes from.
+        symmetry: That of the predictor, ``PredictorConfig.symmetry``; not used for small CNNs.
 
     Raises:
-        ValueError: If there is no such column, or numbers are missing in it.
+        ValueError: If there is no such column, or numbers are missing in it, or the networks are policies.
     """
-    if not isinstance(zoo.architecture, CnnArchitecture):
-        raise ValueError(
-            f"the networks are {zoo.architecture.summary}, expected small CNNs; for others make a Predictor of their "
-            "WeightSpace and train it with train_predictor"
-        )
     good = zoo.finite()
+    if column is None:
+        column = SCORES[-1] if isinstance(good, VariedZoo) else good.architecture.scores[-1]
+    if beside is None:
+        beside = [name for name in ("activation", LISTED) if name in good.table]
     targets, classes = column_targets(good.table, column)
     names = input_names(good.table, beside)
     inputs = table_inputs(good.table, names) if names else None
-    group = NetworkGroup(good.params, targets, inputs)
-    return PredictorData(zoo.architecture, [group], column, names, classes, source, good.left_out)
+    if not isinstance(good, VariedZoo):
+        architecture = _read_as(good, symmetry)
+        groups = [NetworkGroup(good.params, targets, inputs)]
+        return PredictorData(architecture, groups, column, names, classes, source, good.left_out)
+    groups = [
+        NetworkGroup(
+            group.params,
+            targets[group.rows],
+            None if inputs is None else inputs[group.rows],
+            _space(VariedCnn(group.architecture), group.architecture.example_inputs(), symmetry),
+        )
+        for group in good.groups()
+    ]
+    first = groups[0].space
+    assert first is not None
+    return PredictorData(first, groups, column, names, classes, source, good.left_out)
+
+
+def _read_as(zoo: Zoo, symmetry: Symmetry) -> Architecture:
+    """What a predictor of a zoo of one architecture is made for."""
+    if isinstance(zoo.architecture, CnnArchitecture):
+        return zoo.architecture
+    if "run" in zoo.table:
+        raise ValueError(
+            f"the networks are {zoo.architecture.summary} of training runs, and those of one run are alike; deal out "
+            "whole runs: nfn_opt.data.policies.split_runs and train_return_predictor"
+        )
+    row = {name: values[0] for name, values in zoo.table.items()}
+    return _space(zoo.architecture.module(row), zoo.architecture.example_inputs(), symmetry)
+
+
+def _space(network: nn.Module, inputs: tuple[Tensor, ...], symmetry: Symmetry) -> WeightSpace:
+    return WeightSpace.from_module(network, inputs, symmetry=symmetry)
 
 
 def column_targets(table: Mapping[str, Column], column: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -126,8 +170,11 @@ def input_names(table: Mapping[str, Column], columns: Sequence[str]) -> tuple[st
     names: list[str] = []
     for column in columns:
         found = _existing(table, column)
-        words = [] if isinstance(found, Tensor) else sorted(set(found))[1:]
-        names += [f"{column}={word}" for word in words] if words else [column] * isinstance(found, Tensor)
+        if isinstance(found, Tensor):
+            names.append(column)
+        else:
+            words = {word for text in found for word in _words(column, text)}
+            names += [f"{column}={word}" for word in sorted(words)[1:]]
     return tuple(names)
 
 
@@ -137,6 +184,8 @@ def table_inputs(table: Mapping[str, Column], names: Sequence[str]) -> Tensor:
     Example:
         >>> table_inputs({"activation": ("relu", "tanh")}, ["activation=tanh"]).tolist()
         [[0.0], [1.0]]
+        >>> table_inputs({"activations": ("relu-tanh-relu-relu",)}, ["activations=tanh"]).tolist()
+        [[0.25]]
     """
     columns = []
     for name in names:
@@ -145,8 +194,14 @@ def table_inputs(table: Mapping[str, Column], names: Sequence[str]) -> Tensor:
         if isinstance(found, Tensor):
             columns.append(found.float())
         else:
-            columns.append(torch.tensor([float(each == word) for each in found]))
+            lists = [_words(column, each) for each in found]
+            columns.append(torch.tensor([each.count(word) / len(each) for each in lists]))
     return torch.stack(columns, 1)
+
+
+def _words(column: str, text: str) -> list[str]:
+    """The words of one network in a column: one, but for that of the activations of a varied zoo."""
+    return text.split("-") if column == LISTED else [text]
 
 
 def _existing(table: Mapping[str, Column], column: str) -> Column:

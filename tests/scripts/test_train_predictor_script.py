@@ -18,6 +18,7 @@ from nfn_opt.data.zoos import Zoo
 from nfn_opt.predictors import Predictor
 from scripts import predict, train_predictor
 from tests.predictors.small_zoo import small_zoo
+from tests.predictors.varied_zoo import made_varied_zoo
 
 SMALL = [
     "--predictor.hidden-channels=4",
@@ -66,6 +67,19 @@ def test_other_columns(tmp_path: Path, generator: torch.Generator) -> None:
     predictor = Predictor.load(tmp_path / "b" / "predictor.safetensors")
     assert predictor.config.target == "value"
     assert predictor.target_mean < -1.5
+
+
+def test_networks_of_many_architectures(
+    tmp_path: Path, generator: torch.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made_varied_zoo(8, generator).save(tmp_path / "varied.safetensors")
+    words = [f"--networks={path}", f"--out={tmp_path / 'run'}", *SMALL]
+    assert train_predictor.main(words) == 2
+    assert "networks of many architectures, expected one for kind 'hnp'" in capsys.readouterr().err
+    assert train_predictor.main([*words, "--predictor.kind=relation"]) == 0
+    assert "40 networks (26 train, 4 val, 10 test)" in capsys.readouterr().out
+    predictor = Predictor.load(tmp_path / "run" / "predictor.safetensors")
+    assert predictor.config.inputs == ("activations=tanh",)
 
 
 @pytest.mark.parametrize("kind", ["np", "probing"])

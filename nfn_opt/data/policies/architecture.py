@@ -93,6 +93,10 @@ class PolicyArchitecture(ZooArchitecture):
         """A policy; a row of a zoo's table says nothing more of it."""
         return Policy(self)
 
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """One observation."""
+        return (torch.zeros(1, self.observations),)
+
     def range_text(self, scores: Tensor) -> str:
         """The range of mean returns in words."""
         return f"mean return {scores.min():.1f} to {scores.max():.1f}"

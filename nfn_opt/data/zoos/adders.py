@@ -66,6 +66,12 @@ class GruAdderArchitecture(ZooArchitecture):
         del row
         return GruAdder(self)
 
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Tokens of one question and its answer, int64."""
+        return tuple(
+            torch.zeros(1, length, dtype=torch.int64) for length in (2 * self.digits + 1, self.digits + 1)
+        )
+
 
 class GruAdder(nn.Module):
     """A network that adds, as an ordinary module.

@@ -52,6 +52,10 @@ class ZooArchitecture(abc.ABC):
             row: The network's line in the table.
         """
 
+    @abc.abstractmethod
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The smallest inputs that `module` takes, a batch of one, all zeros."""
+
     def check_table(self, table: Table) -> None:
         """Refuse a table that lacks what `module` needs.
 
@@ -130,6 +134,18 @@ class CnnArchitecture(ZooArchitecture):
     def module(self, row: Mapping[str, Any]) -> SmallCnn:
         """A `SmallCnn` with the row's "activation"."""
         return SmallCnn(self, str(row["activation"]))
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """The smallest images, shape (1, channels, side, side).
+
+        Example:
+            >>> CnnArchitecture().example_inputs()[0].shape
+            torch.Size([1, 1, 15, 15])
+        """
+        side = 1
+        for _ in self.widths:
+            side = (side - 1) * self.stride + self.kernel_size
+        return (torch.zeros(1, self.in_channels, side, side),)
 
     def check_table(self, table: Table) -> None:
         """Refuse a table without activations."""

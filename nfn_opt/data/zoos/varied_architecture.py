@@ -115,6 +115,10 @@ class VariedArchitecture:
         text = "CNN " + "-".join(map(str, (self.in_channels, *self.widths, self.classes)))
         return text + (", residual" if max(self.residuals) >= 0 else "")
 
+    def example_inputs(self, side: int = 32) -> tuple[Tensor, ...]:
+        """One image of a given side, zeros, shape (1, channels, side, side)."""
+        return (torch.zeros(1, self.in_channels, side, side),)
+
     def sizes(self, side: int) -> list[int]:
         """Side of the input and of each layer's output, for square images of a given side.
 
