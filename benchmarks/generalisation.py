@@ -12,7 +12,8 @@ The best weight-space predictor, which is compared with StatNN and the reference
 the validation networks. Finished trainings stay in the folder: the same command goes on where it was stopped.
 
 Predictors read the weights alone. Only "probing" is told the activation of each network, because it runs it; with
-`--told` all of this package's are. "+ statistics" is a predictor whose head reads StatNN's statistics too.
+`--told` all of this package's are. "+ statistics" is a predictor whose head reads StatNN's statistics too, "+ spectrum"
+the singular values of every weight.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from nfn_opt.training import TrainingConfig
 
 REFERENCE = "nfn package, HNP"
 WITH_STATISTICS = " + statistics"
+AND_SPECTRUM = " + spectrum"
 BASELINE = "statnn"
 
 SIZES = {"train": 0.4, "val": 0.1, "test": 0.5}
@@ -95,12 +97,21 @@ def configs() -> dict[str, PredictorConfig]:
     """Every kind of predictor, and those that read the statistics too."""
     plain: dict[str, PredictorConfig] = {kind: PredictorConfig(kind=kind) for kind in KINDS}
     joined = {kind + WITH_STATISTICS: PredictorConfig(kind=kind, statistics=True) for kind in ("np", "hnp")}
-    return plain | joined
+    spectra: dict[str, PredictorConfig] = {
+        f"{kind}{WITH_STATISTICS}{AND_SPECTRUM}": PredictorConfig(kind=kind, statistics=True, spectrum=True)
+        for kind in ("np", "hnp")
+    }
+    return (
+        plain
+        | joined
+        | spectra
+        | {f"{BASELINE}{AND_SPECTRUM}": PredictorConfig(kind="statnn", spectrum=True)}
+    )
 
 
 def is_weight_space(name: str) -> bool:
     """Whether a predictor has equivariant layers and reads weights alone."""
-    return name.removesuffix(WITH_STATISTICS) in WEIGHT_SPACE_KINDS
+    return name.removesuffix(AND_SPECTRUM).removesuffix(WITH_STATISTICS) in WEIGHT_SPACE_KINDS
 
 
 def train_ours(

@@ -9,7 +9,7 @@ from nfn_opt.layers.linear import NFLinear, PerParameterLinear, RelationLinear, 
 from nfn_opt.layers.normalization import ChannelNorm, ParameterNorm
 from nfn_opt.layers.pointwise import ChannelLinear, LearnedScale, Pointwise, SharedScale
 from nfn_opt.layers.pooling import AttentionPool, InvariantPool, SharedPool
-from nfn_opt.layers.statistics import StatisticsFeatures
+from nfn_opt.layers.statistics import SpectrumFeatures, StatisticsFeatures
 from nfn_opt.layers.transformer import NFTransformerBlock
 
 __all__ = [
@@ -46,5 +46,6 @@ __all__ = [
     "AttentionPool",
     "InvariantPool",
     "SharedPool",
+    "SpectrumFeatures",
     "StatisticsFeatures",
 ]

@@ -1,4 +1,4 @@
-"""Statistics of the weights: mean, variance and quantiles of every tensor."""
+"""Statistics of the weights: mean, variance, quantiles and singular values of every tensor."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from nfn_opt.weight_space import TensorSpec, WeightSpace
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Which quantiles are taken."""
+SMALLEST = 1e-6
+"""Added to singular values, so that they have logarithms."""
 STATISTICS = 2 + len(QUANTILES)
 """Numbers for each tensor and channel: mean, variance, quantiles."""
 
@@ -70,6 +72,54 @@ class StatisticsFeatures(nn.Module):
     def extra_repr(self) -> str:
         """Whether fixed axes are kept apart."""
         return f"keep_fixed={self.keep_fixed}"
+
+
+class SpectrumFeatures(nn.Module):
+    """Logarithms of the largest singular values of every parameter and channel, as a matrix of first axis by others.
+
+    Permuting neurons permutes rows and columns of these matrices and keeps their singular values, whatever the
+    symmetry: like `StatisticsFeatures` they are invariant, but they see how the entries of a tensor lie to each other.
+
+    Args:
+        space: The weight space.
+        count: Singular values of each tensor, at most; the largest. Biases and numbers have none.
+
+    Example:
+        >>> space = WeightSpace.independent({"w": torch.zeros(2, 3), "b": torch.zeros(2)})
+        >>> features = {"w": torch.tensor([[3.0, 0, 0], [0, 1, 0]])[None, ..., None], "b": torch.zeros(1, 2, 1)}
+        >>> SpectrumFeatures(space)(features).exp().round(decimals=3).tolist()
+        [[3.0, 1.0]]
+    """
+
+    def __init__(self, space: WeightSpace, *, count: int = 16) -> None:
+        super().__init__()
+        if count < 1:
+            raise ValueError(f"count is {count}, expected at least 1")
+        self.space, self.count = space, count
+
+    def out_features(self, channels: int) -> int:
+        """Length of the vector for features with so many channels."""
+        return channels * sum(self._kept(spec) for spec in self.space.parameters)
+
+    def _kept(self, spec: TensorSpec) -> int:
+        if len(spec.view_shape) < 2:
+            return 0
+        return min(self.count, spec.view_shape[0], spec.numel // spec.view_shape[0])
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Map ``{name: (B, *axes, C)}`` to ``(B, out_features(C))``: for each tensor (C, singular values)."""
+        check_input(self.space, features)
+        found = [next(iter(features.values())).flatten(1)[:, :0]]
+        for spec in self.space.parameters:
+            kept = self._kept(spec)
+            if kept:
+                matrices = features[spec.name].flatten(2, -2).movedim(-1, 1)
+                found.append(torch.linalg.svdvals(matrices)[..., :kept].add(SMALLEST).log().flatten(1))
+        return torch.cat(found, 1)
+
+    def extra_repr(self) -> str:
+        """How many singular values."""
+        return f"count={self.count}"
 
 
 def as_entries(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from nfn_opt.functionals import InvariantConfig
+from nfn_opt.functionals import InvariantConfig, NeuronMessagesConfig
 from nfn_opt.functionals.body import check_at_least
 from nfn_opt.functionals.head import check_dropout
 from nfn_opt.functionals.invariant import PoolKind
@@ -20,6 +20,7 @@ Kind = Literal[
     "attention",
     "universal",
     "relation",
+    "messages",
     "statnn",
     "mlp",
     "mlp-augmented",
@@ -33,7 +34,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Target = Literal["score", "class", "value"]
 """What is predicted; see :class:`PredictorConfig`."""
 
-WEIGHT_SPACE_KINDS: tuple[Kind, ...] = ("np", "hnp", "attention", "universal", "relation")
+WEIGHT_SPACE_KINDS: tuple[Kind, ...] = ("np", "hnp", "attention", "universal", "relation", "messages")
 """Kinds whose hidden layers are equivariant to permuting neurons, and that read weights alone."""
 
 
@@ -50,6 +51,8 @@ class PredictorConfig:
       neurons as residual blocks with norms. On a chain of layers its linear maps are those of ``"hnp"``.
     - ``"relation"``: NF-Layers whose weights are shared by what tensors are to each other: one predictor for networks
       of any architecture.
+    - ``"messages"``: messages between neurons, multiplied with the weights that they pass, for chains of dense or
+      convolutional layers (:class:`~nfn_opt.functionals.NeuronMessages`).
     - ``"statnn"``: mean, variance and quantiles of every tensor (arXiv:2002.11448), a baseline.
     - ``"deepsets"``: every tensor as a set of numbers, a baseline.
     - ``"mlp"``, ``"mlp-augmented"``: an MLP of all weights in a row, a baseline; the second is trained on networks
@@ -65,7 +68,7 @@ class PredictorConfig:
         outputs: How many numbers are predicted, or of how many classes.
         inputs: Names of further numbers that are given for each network, such as ``"activation=tanh"`` (1 or 0):
             weights alone do not say which activation a network has.
-        hidden_channels: Channels of the equivariant layers.
+        hidden_channels: Channels of the equivariant layers; of ``"messages"`` a neuron has four times as many.
         hidden_layers: Number of these.
         pool: How every parameter is reduced over its neurons.
         heads: Heads of the attention.
@@ -76,6 +79,8 @@ class PredictorConfig:
         statistics: Whether the head reads the statistics of ``"statnn"`` too, whatever the kind; they are invariant.
             Of no effect with ``"statnn"``, which reads nothing else, and with ``"relation"``: their number would
             depend on the architecture.
+        spectrum: Whether the head reads the singular values of every weight too, which are invariant. Of no effect with
+            ``"relation"``.
         compress: Whether weights are seen as ``asinh(w / s)``, with ``s`` their usual size, so that networks with
             large weights and with small ones are both resolved. Signs stay.
         probes: Learned inputs of ``"probing"``.
@@ -104,6 +109,7 @@ class PredictorConfig:
     position_bands: int | None = None
     fourier_frequencies: int = 0
     statistics: bool = False
+    spectrum: bool = False
     compress: bool = True
     probes: int = 8
     embedding: int = 128
@@ -131,9 +137,22 @@ class PredictorConfig:
         return self.statistics and self.kind not in ("relation", "statnn")
 
     @property
+    def reads_spectrum(self) -> bool:
+        """Whether the head reads singular values beside what the kind reads."""
+        return self.spectrum and self.kind != "relation"
+
+    @property
     def symmetry(self) -> Symmetry:
         """Of the weight space."""
         return "all" if self.kind == "np" else "hidden"
+
+    @property
+    def messages(self) -> NeuronMessagesConfig:
+        """The messages of kind ``"messages"``."""
+        frequencies = self.fourier_frequencies or 32
+        return NeuronMessagesConfig(
+            channels=4 * self.hidden_channels, fourier_frequencies=frequencies, fourier_scale=0.2
+        )
 
     @property
     def body(self) -> InvariantConfig:

@@ -26,9 +26,10 @@ from nfn_opt.predictors.group import NetworkGroup, failed_networks
 from nfn_opt.predictors.ranges import TrainingRange
 from nfn_opt.predictors.readers import (
     Evaluate,
-    FunctionalReader,
+    PooledReader,
     ProbeReader,
     Standardize,
+    SpectrumReader,
     StatisticsReader,
     evaluate_module,
     evaluate_small_cnn,
@@ -102,6 +103,9 @@ class Predictor(nn.Module):
         if config.reads_statistics:
             self.statistics = StatisticsReader(self.space, config.embedding, generator=generator)
             parts += 1
+        if config.reads_spectrum:
+            self.spectrum = SpectrumReader(self.space, config.embedding, generator=generator)
+            parts += 1
         if config.kind == "probing":
             self.probing = self._probe_reader(network, probes, generator)
             parts += 1
@@ -152,9 +156,11 @@ class Predictor(nn.Module):
         batch = len(params[self.space.names[0]]) if space is None else len(params[space.names[0]])
         inputs = self._inputs(inputs, batch)
         reader = self.reader
-        parts = [reader(features, space) if isinstance(reader, FunctionalReader) else reader(features)]
+        parts = [reader(features, space) if isinstance(reader, PooledReader) else reader(features)]
         if self.config.reads_statistics:
             parts.append(self.statistics(features))
+        if self.config.reads_spectrum:
+            parts.append(self.spectrum(features))
         if self.config.kind == "probing":
             parts.append(self.probing(params, inputs))
         hidden = self.dropout(torch.relu(torch.cat(parts, 1)))
@@ -280,10 +286,10 @@ class Predictor(nn.Module):
             self.target_mean.copy_(targets.mean(0))
             self.target_std.copy_(targets.std(0, correction=0).clamp_min(1e-8))
         for module in self.modules():
-            if isinstance(module, StatisticsReader | FunctionalReader):
+            if isinstance(module, PooledReader):
                 module.standardize.fit(self._pooled(module, groups))
 
-    def _pooled(self, reader: StatisticsReader | FunctionalReader, groups: Sequence[NetworkGroup]) -> Tensor:
+    def _pooled(self, reader: PooledReader, groups: Sequence[NetworkGroup]) -> Tensor:
         """What a reader makes of training networks before its linear map, (N, features)."""
         vectors = []
         for group in groups:

@@ -9,13 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfn_opt.functionals import InvariantConfig, InvariantFunctional
-from nfn_opt.layers import StatisticsFeatures
+from nfn_opt.functionals import InvariantConfig, InvariantFunctional, NeuronMessages, NeuronMessagesConfig
+from nfn_opt.layers import SpectrumFeatures, StatisticsFeatures
 from nfn_opt.layers.checks import check_input
 from nfn_opt.predictors.config import PredictorConfig
 from nfn_opt.weight_space import WeightSpace
 
-__all__ = ["FlatReader", "FunctionalReader", "ProbeReader", "StatisticsReader", "make_reader"]
+__all__ = [
+    "FlatReader",
+    "FunctionalReader",
+    "PooledReader",
+    "ProbeReader",
+    "SpectrumReader",
+    "StatisticsReader",
+    "make_reader",
+]
 
 Evaluate = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 """Outputs (B, P, outputs) of B networks for P inputs, from weights, inputs and the numbers given beside (B, I)."""
@@ -55,8 +63,33 @@ class Standardize(nn.Module):
         return (vectors - self.mean) / self.std
 
 
-class StatisticsReader(nn.Module):
-    """Mean, variance and quantiles of every tensor (arXiv:2002.11448), standardised, and a linear map of them.
+class PooledReader(nn.Module):
+    """Invariant features of a network, standardised, and a linear map of them.
+
+    Means over neurons differ little from network to network: next to what all networks have in common, what makes them
+    different is small, and an MLP behind it learns slowly. So the pooled features are standardised once, as they are
+    before the training.
+
+    Args:
+        linear: The linear map, of as many inputs as there are features.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.standardize = Standardize(linear.in_features)
+        self.linear = linear
+
+    def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
+        """The invariant features, shape (B, number of features)."""
+        raise NotImplementedError
+
+    def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
+        """Map ``{name: (B, *axes, 1)}`` of ``space`` to (B, out_features)."""
+        return self.linear(self.standardize(self.pooled(features, space)))
+
+
+class StatisticsReader(PooledReader):
+    """Mean, variance and quantiles of every tensor (arXiv:2002.11448).
 
     Args:
         space: The weight space.
@@ -67,27 +100,69 @@ class StatisticsReader(nn.Module):
     def __init__(
         self, space: WeightSpace, out_features: int, *, generator: torch.Generator | None = None
     ) -> None:
-        super().__init__()
-        self.statistics = StatisticsFeatures(space)
-        count = self.statistics.out_features(1)
-        self.standardize = Standardize(count)
-        self.linear = _linear(count, out_features, generator)
+        statistics = StatisticsFeatures(space)
+        super().__init__(_linear(statistics.out_features(1), out_features, generator))
+        self.statistics = statistics
 
     def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
         """The statistics, shape (B, statistics); ``space`` is not used."""
         return self.statistics(features)
 
-    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Map ``{name: (B, *axes, 1)}`` to (B, out_features)."""
-        return self.linear(self.standardize(self.pooled(features)))
+
+class SpectrumReader(PooledReader):
+    """Singular values of every weight.
+
+    Args:
+        space: The weight space.
+        out_features: Length of the vector that comes out.
+        generator: Source of the initial weights.
+    """
+
+    def __init__(
+        self, space: WeightSpace, out_features: int, *, generator: torch.Generator | None = None
+    ) -> None:
+        spectrum = SpectrumFeatures(space)
+        super().__init__(_linear(spectrum.out_features(1), out_features, generator))
+        self.spectrum = spectrum
+
+    def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
+        """The singular values, shape (B, singular values); ``space`` is not used."""
+        return self.spectrum(features)
 
 
-class FunctionalReader(nn.Module):
-    """The equivariant layers and the pooling of an invariant functional, standardised, and a linear map of that.
+class MessageReader(PooledReader):
+    """Messages between neurons, and of every layer mean and standard deviation of their features over its neurons.
 
-    Means over neurons differ little from network to network: next to what all networks have in common, what makes them
-    different is small, and an MLP behind it learns slowly. So the pooled features are standardised once, as they are
-    before the training.
+    Args:
+        space: The weight space.
+        config: Sizes of the messages.
+        out_features: Length of the vector that comes out.
+        generator: Source of the initial weights.
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        config: NeuronMessagesConfig,
+        out_features: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        messages = NeuronMessages(space, config, generator=generator)
+        pooled = 2 * config.channels * len(messages.layers)
+        super().__init__(_linear(pooled, out_features, generator))
+        self.messages = messages
+
+    def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
+        """The pooled features, shape (B, 2 * channels * layers); ``space`` is not used."""
+        neurons = self.messages(features).values()
+        means = [value.mean(1) for value in neurons]
+        spreads = [value.var(1, correction=0).add(1e-6).sqrt() for value in neurons]
+        return torch.cat([*means, *spreads], 1)
+
+
+class FunctionalReader(PooledReader):
+    """The equivariant layers and the pooling of an invariant functional.
 
     Args:
         space: The weight space.
@@ -98,21 +173,16 @@ class FunctionalReader(nn.Module):
     def __init__(
         self, space: WeightSpace, config: InvariantConfig, *, generator: torch.Generator | None = None
     ) -> None:
-        super().__init__()
         functional = InvariantFunctional(space, config, generator=generator)
+        first = functional.head[0]
+        assert isinstance(first, nn.Linear)
+        super().__init__(first)
         self._shared = config.sharing == "by_relation"
         self.layers = functional.layers
-        self.linear = functional.head[0]
-        assert isinstance(self.linear, nn.Linear)
-        self.standardize = Standardize(self.linear.in_features)
 
     def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
         """What the pooling gives, shape (B, pooled features)."""
         return self.layers(features, space if self._shared else None)
-
-    def forward(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
-        """Map ``{name: (B, *axes, 1)}`` of ``space`` to (B, out_features)."""
-        return self.linear(self.standardize(self.pooled(features, space)))
 
 
 class FlatReader(nn.Module):
@@ -175,12 +245,14 @@ class ProbeReader(nn.Module):
 
 def make_reader(
     space: WeightSpace, config: PredictorConfig, generator: torch.Generator | None
-) -> FunctionalReader | StatisticsReader | FlatReader:
+) -> PooledReader | FlatReader:
     """What reads the weights of a kind of predictor."""
     if config.kind == "statnn":
         return StatisticsReader(space, config.embedding, generator=generator)
     if config.kind in ("mlp", "mlp-augmented"):
         return FlatReader(space, config.embedding, generator=generator)
+    if config.kind == "messages":
+        return MessageReader(space, config.messages, config.embedding, generator=generator)
     return FunctionalReader(space, config.body, generator=generator)
 
 

@@ -114,7 +114,7 @@ REFUSED = {
     "no biases": (WeightSpace.independent({"w": torch.zeros(3, 2)}), "take a body of NF-Layers"),
     "not a chain": (
         WeightSpace.independent({"w": torch.zeros(3, 2), "b": torch.zeros(3)}),
-        "dense layers one after the other",
+        "layers one after the other",
     ),
 }
 

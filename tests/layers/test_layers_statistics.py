@@ -7,7 +7,7 @@ import torch
 from nfn.layers.misc_layers import StatFeaturizer
 from torch import Tensor
 
-from nfn_opt.layers import StatisticsFeatures
+from nfn_opt.layers import SpectrumFeatures, StatisticsFeatures
 from nfn_opt.layers.statistics import QUANTILES, STATISTICS, statistics
 from nfn_opt.testing import assert_invariant, random_features
 from nfn_opt.weight_space import WeightSpace
@@ -83,3 +83,29 @@ def test_a_number_without_axes_and_no_networks(keep_fixed: bool) -> None:
     assert out[0, STATISTICS:].tolist() == [4.0, 0.0, *5 * [4.0]]
     nothing = {"w": torch.ones(0, 3, 2, 1), "scale": torch.ones(0, 1)}
     assert layer(nothing).shape == (0, layer.out_features(1))
+
+
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_singular_values_are_invariant(symmetry: str, generator: torch.Generator) -> None:
+    space = space_of(cnn(2, 4, 5, 3), 2, 6, 6, symmetry=symmetry)  # type: ignore[arg-type]
+    assert_invariant(SpectrumFeatures(space, count=3), space, 2, generator)
+
+
+def test_singular_values(generator: torch.Generator) -> None:
+    """Those of each channel's matrix, outputs by inputs and kernel entries; they see more than the entries."""
+    space = space_of(cnn(2, 4, 5, 3), 2, 6, 6)
+    features = random_features(space, 2, 3, generator=generator)
+    layer = SpectrumFeatures(space, count=4)
+    out = layer(features)
+    assert out.shape == (3, layer.out_features(2))
+    assert layer.out_features(2) == 2 * (4 + 4 + 3)
+    kernels = features["0.weight"][1, ..., 1].reshape(4, -1)
+    torch.testing.assert_close(out[1, 4:8].exp(), torch.linalg.svdvals(kernels), rtol=1e-4, atol=1e-5)
+    order = torch.randperm(features["2.weight"][0, ..., 0].numel(), generator=generator)
+    mixed = {
+        name: value.flatten(1, -2)[:, order].view_as(value) if name == "2.weight" else value
+        for name, value in features.items()
+    }
+    assert (layer(mixed) - out).abs().max() > 0.01
+    with pytest.raises(ValueError, match="count is 0"):
+        SpectrumFeatures(space, count=0)

@@ -73,7 +73,7 @@ def test_a_flat_mlp_does_not(kind: str, generator: torch.Generator) -> None:
     assert (predictor(moved, activations(6)) - predictor(params, activations(6))).abs().min() > 1e-6
 
 
-@pytest.mark.parametrize("kind", ["np", "hnp", "attention", "universal", "relation", "probing"])
+@pytest.mark.parametrize("kind", ["np", "hnp", "attention", "universal", "relation", "messages", "probing"])
 def test_sees_which_neurons_belong_together(kind: str, generator: torch.Generator) -> None:
     """One tensor permuted alone is another network, of the same statistics."""
     predictor = fitted(kind, generator)
@@ -100,7 +100,7 @@ def test_every_network_is_read_on_its_own_and_its_activation_counts(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_parameters_get_a_gradient(kind: str, generator: torch.Generator) -> None:
-    predictor = fitted(kind, generator, statistics=True)
+    predictor = fitted(kind, generator, statistics=True, spectrum=True)
     loss = predictor.loss(predictor(doubled(networks(8, generator)), activations(8)), torch.rand(8))
     loss.backward()
     idle = [
