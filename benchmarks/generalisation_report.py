@@ -60,8 +60,8 @@ def taus(some: Sequence[Trained], targets: Tensor) -> list[float]:
 def table(found: Mapping[str, Sequence[Trained]], targets: Tensor) -> str:
     """Rows of a Markdown table: mean and standard deviation over seeds, best first."""
     lines = [
-        "| predictor | Kendall's tau | R^2 | mean error | parameters | seconds of training |",
-        "|---|---|---|---|---|---|",
+        "| predictor | Kendall's tau | seeds | R^2 | mean error | parameters | seconds of training |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in sorted(found, key=lambda name: -statistics.mean(taus(found[name], targets))):
         some = found[name]
@@ -69,7 +69,7 @@ def table(found: Mapping[str, Sequence[Trained]], targets: Tensor) -> str:
         squared = [r_squared(one.predicted, targets) for one in some]
         seconds = statistics.mean(one.seconds for one in some)
         lines.append(
-            f"| {name} | {_spread(taus(some, targets))} | {statistics.mean(squared):.3f} | "
+            f"| {name} | {_spread(taus(some, targets))} | {len(some)} | {statistics.mean(squared):.3f} | "
             f"{statistics.mean(errors):.3f} | {some[0].parameters:,} | {seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"

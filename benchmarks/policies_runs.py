@@ -98,10 +98,8 @@ def settings(quick: bool) -> dict[str, Setting]:
     """The environments."""
     found = {
         "CartPole-v1": Setting(PolicyOptions(generations=14), 6),
-        "MountainCarContinuous-v0": Setting(
-            PolicyOptions(environment="MountainCarContinuous-v0", generations=14), 4
-        ),
-        "Pendulum-v1": Setting(PolicyOptions(environment="Pendulum-v1", generations=40), 6),
+        "Acrobot-v1": Setting(PolicyOptions(environment="Acrobot-v1", generations=30), 4),
+        "Pendulum-v1": Setting(PolicyOptions(environment="Pendulum-v1", generations=150), 6),
     }
     if not quick:
         return found

@@ -72,7 +72,9 @@ class PredictorRun:
     val_fraction: float = 0.1
     test_fraction: float = 0.25
     split_seed: int = 0
-    predictor: PredictorConfig = dataclasses.field(default_factory=lambda: PredictorConfig(statistics=True))
+    predictor: PredictorConfig = dataclasses.field(
+        default_factory=lambda: PredictorConfig(statistics=True, spectrum=True)
+    )
     training: TrainingConfig = dataclasses.field(
         default_factory=lambda: TrainingConfig(lr=3e-3, validate_every=100, patience=8)
     )

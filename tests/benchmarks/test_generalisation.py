@@ -67,7 +67,7 @@ def test_the_table_has_the_best_first() -> None:
     good = [Trained(targets, 3.0, 100)]
     bad = [Trained(targets.flip(0), 1.0, 10)]
     lines = table({"bad": bad, "good": good}, targets).splitlines()
-    assert lines[2] == "| good | 1.000 | 1.000 | 0.000 | 100 | 3 |"
+    assert lines[2] == "| good | 1.000 | 1 | 1.000 | 0.000 | 100 | 3 |"
     assert lines[3].startswith("| bad | -1.000 |")
     assert "which holds 0" in difference_line("a", "b", Interval(0.1, -0.1, 0.2), 20)
     assert "which does not hold 0" in difference_line("a", "b", Interval(0.1, 0.05, 0.2), 20)
