@@ -14,8 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nfn_opt.data.zoos.architecture import CnnArchitecture
-from nfn_opt.predictors.architectures import space_for
+from nfn_opt.data.zoos.varied_architecture import VariedActivation, VariedArchitecture, VariedCnn
 from nfn_opt.predictors.predictor import Predictor
 from nfn_opt.weight_space import WeightSpace
 
@@ -142,25 +141,32 @@ def _matched(file: Path, state: Mapping[str, Tensor], predictor: Predictor) -> C
 
 
 def _space_of(shapes: Sequence[tuple[int, ...]], predictor: Predictor) -> WeightSpace:
-    """The weight space of a small CNN with tensors of these shapes, for a predictor of any architecture."""
+    """The weight space of a chain of convolutions with tensors of these shapes, for a predictor of any architecture."""
     if shapes == [spec.shape for spec in predictor.space.parameters]:
         return predictor.space
     try:
-        convolutions = shapes[:-2:2]
-        found = CnnArchitecture(
-            in_channels=convolutions[0][1],
-            widths=tuple(shape[0] for shape in convolutions),
-            kernel_size=convolutions[0][2],
+        kernels = shapes[:-2:2]
+        # Strides, activations and paddings make no difference to what may be permuted.
+        activation: VariedActivation = "relu"
+        found = VariedArchitecture(
+            in_channels=kernels[0][1],
+            widths=tuple(shape[0] for shape in kernels),
+            kernel_sizes=tuple(shape[2] for shape in kernels),
+            strides=(1,) * len(kernels),
+            residuals=(-1,) * len(kernels),
+            activations=(activation,) * len(kernels),
             classes=shapes[-1][0],
         )
         if list(found.parameter_shapes.values()) != list(shapes):
             raise ValueError("they are not those of one")
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"its tensors have the shapes {_listed(shapes)}, expected those of convolutions with one size of kernel "
-            "and a linear layer behind the mean over all pixels"
+            f"its tensors have the shapes {_listed(shapes)}, expected those of convolutions with square kernels and "
+            "biases, one after the other, and a linear layer behind the mean over all pixels"
         ) from error
-    return space_for(found, predictor.config)
+    return WeightSpace.from_module(
+        VariedCnn(found), found.example_inputs(), symmetry=predictor.config.symmetry
+    )
 
 
 def _listed(shapes: Any) -> str:

@@ -81,6 +81,24 @@ def test_networks_of_many_architectures(
     predictor = Predictor.load(tmp_path / "run" / "predictor.safetensors")
     assert predictor.config.inputs == ("activations=tanh",)
 
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    convolutions = [nn.Conv2d(1, 4, 5), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 3, 1)]
+    torch.save(nn.Sequential(*convolutions[:2], nn.Linear(6, 10)).state_dict(), folder / "two.pt")
+    torch.save(nn.Sequential(*convolutions, nn.Linear(3, 10)).state_dict(), folder / "three.pt")
+    torch.save(nn.Sequential(convolutions[0], nn.Linear(6, 10)).state_dict(), folder / "broken.pt")
+    words = [
+        str(folder),
+        f"--predictor={tmp_path / 'run' / 'predictor.safetensors'}",
+        "--known",
+        "activations=tanh",
+    ]
+    assert predict.main(words) == 0
+    rows = {row["file"]: row for row in csv.DictReader((folder / "predictions.csv").read_text().splitlines())}
+    assert 0 < float(rows["two.pt"]["predicted"]) < 1
+    assert rows["two.pt"]["predicted"] != rows["three.pt"]["predicted"]
+    assert "expected those of convolutions with square kernels" in rows["broken.pt"]["not_predicted"]
+
 
 @pytest.mark.parametrize("kind", ["np", "probing"])
 def test_inrs(kind: str, tmp_path: Path, generator: torch.Generator) -> None:
