@@ -264,3 +264,15 @@ def test_pretrained_names() -> None:
         Predictor.pretrained("nobody")
     for name in list_predictors():
         assert Predictor.pretrained(name).range is not None
+
+
+def test_untrained_networks_are_predicted_to_be_near_chance() -> None:
+    predictor = Predictor.pretrained("mnist-accuracy")
+    stacked = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        stacked.append(dict(SmallCnn(CnnArchitecture()).state_dict()))
+    params = {name: torch.stack([one[name] for one in stacked]) for name in stacked[0]}
+    for tanh in (0.0, 1.0):
+        found = predictor.predict(params, torch.full((10, 1), tanh))
+        assert 0.05 < found.mean().item() < 0.2
