@@ -266,13 +266,13 @@ def test_pretrained_names() -> None:
         assert Predictor.pretrained(name).range is not None
 
 
-def test_untrained_networks_are_predicted_to_be_near_chance() -> None:
+def test_untrained_networks_are_predicted_to_be_near_chance(generator: torch.Generator) -> None:
     predictor = Predictor.pretrained("mnist-accuracy")
-    stacked = []
-    for seed in range(10):
-        torch.manual_seed(seed)
-        stacked.append(dict(SmallCnn(CnnArchitecture()).state_dict()))
-    params = {name: torch.stack([one[name] for one in stacked]) for name in stacked[0]}
+    params = {}
+    for name, shape in CnnArchitecture().parameter_shapes.items():
+        drawn = torch.randn(10, *shape, generator=generator)
+        bound = (2 / max(1, torch.Size(shape[1:]).numel())) ** 0.5
+        params[name] = torch.zeros_like(drawn) if name.endswith("bias") else bound * drawn  # He normal
     for tanh in (0.0, 1.0):
         found = predictor.predict(params, torch.full((10, 1), tanh))
         assert 0.05 < found.mean().item() < 0.2
