@@ -99,9 +99,9 @@ def statistics_of(zoo: VariedZoo) -> Tensor:
     return rows
 
 
-def architecture_of(zoo: VariedZoo) -> Tensor:
+def architecture_of(zoo: VariedZoo, activations: Sequence[str]) -> Tensor:
     """What is known of a network without its weights, shape (N, numbers)."""
-    data = zoo_data(zoo, beside=("depth", "parameters", "residual_connections", "activations"))
+    data = zoo_data(zoo, inputs=("depth", "parameters", "residual_connections", *activations))
     inputs = torch.cat([group.inputs for group in data.groups if group.inputs is not None])
     rows = torch.empty_like(inputs)
     rows[torch.cat([group.rows for group in zoo.groups()])] = inputs
@@ -109,13 +109,13 @@ def architecture_of(zoo: VariedZoo) -> Tensor:
     return rows
 
 
-def as_groups(zoo: VariedZoo, name: str) -> PredictorData:
-    """The networks as a method reads them."""
+def as_groups(zoo: VariedZoo, name: str, activations: Sequence[str]) -> PredictorData:
+    """The networks as a method reads them; `activations` are the names of the shares of layers with each."""
     if name in (RELATION, TOLD):
-        return zoo_data(zoo, beside=("activations",) if name == TOLD else ())
+        return zoo_data(zoo, inputs=activations if name == TOLD else ())
     accuracy = zoo.table["test_accuracy"]
     assert isinstance(accuracy, Tensor)
-    numbers = statistics_of(zoo) if name == STATISTICS else architecture_of(zoo)
+    numbers = statistics_of(zoo) if name == STATISTICS else architecture_of(zoo, activations)
     space = WeightSpace.independent({"numbers": numbers[0]})
     return PredictorData(space, [NetworkGroup({"numbers": numbers}, accuracy.float())], "test_accuracy")
 
@@ -129,9 +129,11 @@ def in_order(zoo: VariedZoo, name: str, values: Tensor) -> Tensor:
     return ordered
 
 
-def train_one(parts: Mapping[str, VariedZoo], name: str, protocol: Protocol, seed: int) -> Trained:
+def train_one(
+    parts: Mapping[str, VariedZoo], name: str, activations: Sequence[str], protocol: Protocol, seed: int
+) -> Trained:
     """Train one predictor, and let it predict the accuracies of the test networks."""
-    data = {part: as_groups(zoo, name) for part, zoo in parts.items()}
+    data = {part: as_groups(zoo, name, activations) for part, zoo in parts.items()}
     kind: Any = "relation" if name in (RELATION, TOLD) else "mlp"
     config = data["train"].config(PredictorConfig(kind=kind))
     generator = torch.Generator().manual_seed(seed)
@@ -176,6 +178,7 @@ def run(zoo: VariedZoo, protocol: Protocol, out: Path, config: Mapping[str, Any]
     kept = KeptTrainings(out / "trainings.json", conditions)
     text = f"{zoo!r}\n\n"
     metrics: dict[str, float] = {}
+    activations = zoo_data(zoo).inputs  # of all networks: a part need not have all of them
     for split, by_architecture in SPLITS.items():
         parts = zoo.split(SIZES, seed=0, by_architecture=by_architecture)
         targets = torch.as_tensor(parts["test"].table["test_accuracy"]).float()
@@ -184,7 +187,7 @@ def run(zoo: VariedZoo, protocol: Protocol, out: Path, config: Mapping[str, Any]
             for name in METHODS:
 
                 def make(name: str = name, seed: int = seed, parts: Any = parts) -> dict[str, Any]:
-                    return train_one(parts, name, protocol, seed).record()
+                    return train_one(parts, name, activations, protocol, seed).record()
 
                 found.setdefault(name, []).append(
                     Trained.of_record(kept.once(f"{split}, {name}", seed, make))

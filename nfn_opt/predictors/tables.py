@@ -88,6 +88,7 @@ def zoo_data(
     source: str = "",
     *,
     symmetry: Symmetry = "hidden",
+    inputs: Sequence[str] | None = None,
 ) -> PredictorData:
     """Networks of a zoo with one column to predict, and others beside the weights.
 
@@ -99,6 +100,8 @@ def zoo_data(
             a network of a varied zoo the share of layers that have each. None: the activations where they vary.
         source: Where the zoo comes from.
         symmetry: That of the predictor, ``PredictorConfig.symmetry``; not used for small CNNs.
+        inputs: Names of the numbers that come of `beside`, for a part of a zoo in which not every word need occur:
+            those of the data that the predictor is trained on, ``PredictorData.inputs``.
 
     Raises:
         ValueError: If there is no such column, or numbers are missing in it, or the networks are policies.
@@ -109,17 +112,17 @@ def zoo_data(
     if beside is None:
         beside = [name for name in ("activation", LISTED) if name in good.table]
     targets, classes = column_targets(good.table, column)
-    names = input_names(good.table, beside)
-    inputs = table_inputs(good.table, names) if names else None
+    names = input_names(good.table, beside) if inputs is None else tuple(inputs)
+    numbers = table_inputs(good.table, names) if names else None
     if not isinstance(good, VariedZoo):
         architecture = _read_as(good, symmetry)
-        groups = [NetworkGroup(good.params, targets, inputs)]
+        groups = [NetworkGroup(good.params, targets, numbers)]
         return PredictorData(architecture, groups, column, names, classes, source, good.left_out)
     groups = [
         NetworkGroup(
             group.params,
             targets[group.rows],
-            None if inputs is None else inputs[group.rows],
+            None if numbers is None else numbers[group.rows],
             _space(VariedCnn(group.architecture), group.architecture.example_inputs(), symmetry),
         )
         for group in good.groups()

@@ -45,13 +45,14 @@ def test_a_run(tmp_path: Path, generator: torch.Generator, capsys: pytest.Captur
 def test_rows_are_those_of_the_zoo(generator: torch.Generator) -> None:
     zoo = made_varied_zoo(3, generator)
     accuracy = torch.as_tensor(zoo.table["test_accuracy"]).float()
+    activations = ("activations=tanh", "activations=sigmoid")
     for name in (STATISTICS, ARCHITECTURE):
-        (group,) = as_groups(zoo, name).groups
+        (group,) = as_groups(zoo, name, activations).groups
         assert torch.equal(group.targets, accuracy)
-    targets = torch.cat([group.targets for group in as_groups(zoo, RELATION).groups])
+    targets = torch.cat([group.targets for group in as_groups(zoo, RELATION, activations).groups])
     assert torch.equal(in_order(zoo, RELATION, targets), accuracy)
     depths = [len(WIDTHS[row % len(WIDTHS)]) for row in range(15)]
-    assert architecture_of(zoo)[:, 0].tolist() == depths
+    assert architecture_of(zoo, activations)[:, 0].tolist() == depths
     means = statistics_of(zoo)[:, 0]
     for row in (1, 4):
         weight = zoo.module(row).get_parameter("layers.0.weight")

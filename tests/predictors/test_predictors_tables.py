@@ -75,3 +75,12 @@ def test_policies_of_training_runs_are_refused(generator: torch.Generator) -> No
     )
     with pytest.raises(ValueError, match="deal out whole runs"):
         zoo_data(zoo)
+
+
+def test_a_part_of_a_zoo_has_the_inputs_of_the_whole(generator: torch.Generator) -> None:
+    zoo = made_varied_zoo(4, generator)
+    part = zoo[torch.arange(1, 20, len(WIDTHS))]  # of one architecture, with relu alone
+    assert zoo_data(part).inputs == ()
+    (group,) = zoo_data(part, inputs=zoo_data(zoo).inputs).groups
+    assert group.inputs is not None
+    assert group.inputs.tolist() == [[0.0]] * 4
