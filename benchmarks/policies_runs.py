@@ -98,6 +98,16 @@ def settings(quick: bool) -> dict[str, Setting]:
     """The environments."""
     found = {
         "CartPole-v1": Setting(PolicyOptions(generations=14), 6),
+        "MountainCarContinuous-v0": Setting(
+            PolicyOptions(
+                environment="MountainCarContinuous-v0",
+                generations=60,
+                learning_rate=(0.1, 1.0),
+                sigma=(0.2, 2.0),
+                init_scale=(2.0, 20.0),  # few small policies ever come to the top
+            ),
+            4,
+        ),
         "Acrobot-v1": Setting(PolicyOptions(environment="Acrobot-v1", generations=30), 4),
         "Pendulum-v1": Setting(PolicyOptions(environment="Pendulum-v1", generations=150), 6),
     }
