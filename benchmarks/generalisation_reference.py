@@ -79,7 +79,7 @@ def train_reference(
     """Train by Adam, learning rate 1e-3, binary cross-entropy, and keep the weights of the best validation score.
 
     Returns:
-        The predictor, and the seconds of its steps.
+        The predictor, and the processor seconds of its steps.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the package draws from torch's own generator
@@ -88,13 +88,13 @@ def train_reference(
     order = torch.Generator().manual_seed(seed)
     best, kept, seconds = float("-inf"), predictor.state_dict(), 0.0
     for step in range(1, steps + 1):
-        started = time.perf_counter()
+        started = time.process_time()
         batch = train[torch.randint(len(train), (batch_size,), generator=order)]
         loss = F.binary_cross_entropy_with_logits(predictor(batch.params).squeeze(1), batch.targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         if step % validate_every == 0 or step == steps:
             found = score(predictor)
             if found > best:

@@ -30,7 +30,7 @@ class Trained:
 
     Attributes:
         predicted: Predictions for the test networks, shape (N,).
-        seconds: Time of its steps.
+        seconds: Processor time of its training.
         parameters: Of the predictor.
         best_step: The step whose weights were kept, if known.
         validation: Kendall's tau on the validation networks, if known.
@@ -60,7 +60,7 @@ def taus(some: Sequence[Trained], targets: Tensor) -> list[float]:
 def table(found: Mapping[str, Sequence[Trained]], targets: Tensor) -> str:
     """Rows of a Markdown table: mean and standard deviation over seeds, best first."""
     lines = [
-        "| predictor | Kendall's tau | seeds | R^2 | mean error | parameters | seconds of training |",
+        "| predictor | Kendall's tau | seeds | R^2 | mean error | parameters | processor s |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in sorted(found, key=lambda name: -statistics.mean(taus(found[name], targets))):

@@ -146,10 +146,12 @@ def train_one(
         warmup=min(100, protocol.steps // 10),
         seed=seed,
     )
+    start = time.process_time()
     result = train_on_groups(predictor, data["train"].groups, data["val"].groups, config=training)
+    seconds = time.process_time() - start
     predicted = in_order(parts["test"], name, predictions(predictor, data["test"].groups)[0][:, 0])
     parameters = sum(p.numel() for p in predictor.parameters())
-    return Trained(predicted, result.seconds, parameters, result.best_step, result.best_score)
+    return Trained(predicted, seconds, parameters, result.best_step, result.best_score)
 
 
 def make_zoo(given: argparse.Namespace) -> VariedZoo:
