@@ -47,7 +47,7 @@ MEDIOCRE = (0.2, 0.7)
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "HNP": {"kind": "hnp"},
-    "HNP and probes": {"kind": "probing", "probes": 32},
+    "HNP and probes": {"kind": "probing", "probes": 128},
     "HNP of the nfn package": {"kind": "hnp"},
     "StatNN": {"kind": "statnn"},
     "flat MLP": {"kind": "mlp-augmented", "embedding": 256},
@@ -72,7 +72,7 @@ class Plan:
         climb: How policies are improved.
     """
 
-    runs: int = 128
+    runs: int = 256
     steps: int = 1000
     seeds: int = 3
     policies: int = 20
