@@ -8,9 +8,9 @@ One SIREN is fitted to each image from initial weights of its own, and further o
 parameter divided by its size. The weights of the best validation accuracy are scored on INRs of other images.
 
 Inr2Array (arXiv:2305.13546) learns without labels to show what an INR shows, from its weights; a Transformer is then
-trained on its frozen arrays. Its processor time is that of both. The direct NP classifier (arXiv:2302.14040) is
-trained for as much or more. One row reads the weights by the networks of Inr2Array without the training to show the
-picture, so that the two can be told apart. The last row renders the INR, and reads no weights.
+trained on its frozen arrays. Its processor time is that of both; that of the direct NP classifier (arXiv:2302.14040)
+stands beside it, and --direct-steps changes it. One row reads the weights by the networks of Inr2Array without the
+training to show the picture, so that the two can be told apart. The last row renders the INR, and reads no weights.
 
 Fitted INRs and finished trainings stay in the folder: the same command again goes on where it was stopped.
 """
@@ -62,18 +62,21 @@ class Protocol:
         views: Further INRs of each training image.
         seeds: Trainings of Inr2Array and of the direct NP classifier.
         other_seeds: Trainings of each other classifier; 0 leaves them out.
+        others: Names of these.
         sizes: Sizes and lengths of the trainings.
     """
 
     counts: tuple[int, int, int] = (8000, 500, 2000)
-    views: int = 2
+    views: int = 1
     seeds: int = 3
     other_seeds: int = 1
+    others: tuple[str, ...] = tuple(name for name in DIRECT_METHODS if name != DIRECT)
     sizes: Sizes = dataclasses.field(default_factory=Sizes)
 
     def conditions(self) -> dict[str, Any]:
         """What every training depends on: all but how many there are."""
-        return {name: value for name, value in plain_record(self).items() if not name.endswith("seeds")}
+        how_many = ("seeds", "other_seeds", "others")
+        return {name: value for name, value in plain_record(self).items() if name not in how_many}
 
 
 def _short(steps: int) -> TrainingConfig:
@@ -186,9 +189,8 @@ def compare(
         add(INR2ARRAY, seed)
         add(DIRECT, seed)
     for seed in range(protocol.other_seeds):
-        for name in DIRECT_METHODS:
-            if name != DIRECT:
-                add(name, seed)
+        for name in protocol.others:
+            add(name, seed)
     return found
 
 
@@ -226,6 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--views", type=int, help="further INRs of each training image")
     parser.add_argument("--seeds", type=int, help="trainings of Inr2Array and of the direct NP classifier")
     parser.add_argument("--other-seeds", type=int, help="trainings of each other classifier")
+    parser.add_argument(
+        "--others", nargs="+", choices=Protocol().others, help="some of the other classifiers"
+    )
     parser.add_argument("--direct-steps", type=int, help="steps of direct classifiers")
     parser.add_argument("--autoencoder-steps", type=int, help="steps of Inr2Array")
     parser.add_argument("--array-steps", type=int, help="steps of the Transformer on its arrays")
@@ -243,7 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def chosen(protocol: Protocol, options: argparse.Namespace) -> Protocol:
     """The protocol with what the command line says otherwise."""
     given = {name: getattr(options, name) for name in ("views", "seeds", "other_seeds")}
-    given["counts"] = None if options.counts is None else tuple(options.counts)
+    given |= {
+        name: None if getattr(options, name) is None else tuple(getattr(options, name))
+        for name in ("counts", "others")
+    }
     sizes = protocol.sizes
 
     def steps(config: TrainingConfig, count: int | None) -> TrainingConfig:

@@ -64,7 +64,7 @@ class Sizes:
     head_width: int = 256
     direct: TrainingConfig = dataclasses.field(
         default_factory=lambda: TrainingConfig(
-            steps=9000, batch_size=32, lr=2e-3, weight_decay=0.05, validate_every=500
+            steps=5000, batch_size=32, lr=2e-3, weight_decay=0.05, validate_every=500
         )
     )
     attention: TrainingConfig = dataclasses.field(
@@ -79,10 +79,14 @@ class Sizes:
     )
     autoencoder: TrainingConfig = dataclasses.field(
         default_factory=lambda: TrainingConfig(
-            steps=6000, batch_size=64, lr=2e-3, weight_decay=0.01, validate_every=1000
+            steps=2500, batch_size=64, lr=2e-3, weight_decay=0.01, validate_every=1000
         )
     )
-    arrays: ArrayTraining = dataclasses.field(default_factory=ArrayTraining)
+    arrays: ArrayTraining = dataclasses.field(
+        default_factory=lambda: ArrayTraining(
+            training=TrainingConfig(steps=1500, batch_size=128, lr=1e-3, weight_decay=0.1, validate_every=250)
+        )
+    )
 
 
 class Flat(nn.Module):
