@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nfn_opt.artifacts import ArtifactError, load_artifact, save_artifact
 from nfn_opt.data.zoos.architecture import CnnArchitecture
 from nfn_opt.functionals.head import mlp
+from nfn_opt.layers import SpectrumFeatures, StatisticsFeatures
 from nfn_opt.predictors.architectures import (
     Architecture,
     read_space,
@@ -26,11 +27,10 @@ from nfn_opt.predictors.group import NetworkGroup, failed_networks
 from nfn_opt.predictors.ranges import TrainingRange
 from nfn_opt.predictors.readers import (
     Evaluate,
+    FixedReader,
     PooledReader,
     ProbeReader,
-    SpectrumReader,
     Standardize,
-    StatisticsReader,
     evaluate_module,
     evaluate_small_cnn,
     make_reader,
@@ -101,10 +101,12 @@ class Predictor(nn.Module):
         self.reader = make_reader(self.space, config, generator)
         parts = 1
         if config.reads_statistics:
-            self.statistics = StatisticsReader(self.space, config.embedding, generator=generator)
+            self.statistics = FixedReader(
+                StatisticsFeatures(self.space), config.embedding, generator=generator
+            )
             parts += 1
         if config.reads_spectrum:
-            self.spectrum = SpectrumReader(self.space, config.embedding, generator=generator)
+            self.spectrum = FixedReader(SpectrumFeatures(self.space), config.embedding, generator=generator)
             parts += 1
         if config.kind == "probing":
             self.probing = self._probe_reader(network, probes, generator)

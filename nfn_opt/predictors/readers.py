@@ -16,12 +16,11 @@ from nfn_opt.predictors.config import PredictorConfig
 from nfn_opt.weight_space import WeightSpace
 
 __all__ = [
+    "FixedReader",
     "FlatReader",
     "FunctionalReader",
     "PooledReader",
     "ProbeReader",
-    "SpectrumReader",
-    "StatisticsReader",
     "make_reader",
 ]
 
@@ -88,46 +87,28 @@ class PooledReader(nn.Module):
         return self.linear(self.standardize(self.pooled(features, space)))
 
 
-class StatisticsReader(PooledReader):
-    """Mean, variance and quantiles of every tensor (arXiv:2002.11448).
+class FixedReader(PooledReader):
+    """Invariant features that nothing is learned in: the statistics of every tensor, or its singular values.
 
     Args:
-        space: The weight space.
+        features: What maps weight features to them.
         out_features: Length of the vector that comes out.
         generator: Source of the initial weights.
     """
 
     def __init__(
-        self, space: WeightSpace, out_features: int, *, generator: torch.Generator | None = None
+        self,
+        features: StatisticsFeatures | SpectrumFeatures,
+        out_features: int,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
-        statistics = StatisticsFeatures(space)
-        super().__init__(_linear(statistics.out_features(1), out_features, generator))
-        self.statistics = statistics
+        super().__init__(_linear(features.out_features(1), out_features, generator))
+        self.features = features
 
     def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
-        """The statistics, shape (B, statistics); ``space`` is not used."""
-        return self.statistics(features)
-
-
-class SpectrumReader(PooledReader):
-    """Singular values of every weight.
-
-    Args:
-        space: The weight space.
-        out_features: Length of the vector that comes out.
-        generator: Source of the initial weights.
-    """
-
-    def __init__(
-        self, space: WeightSpace, out_features: int, *, generator: torch.Generator | None = None
-    ) -> None:
-        spectrum = SpectrumFeatures(space)
-        super().__init__(_linear(spectrum.out_features(1), out_features, generator))
-        self.spectrum = spectrum
-
-    def pooled(self, features: Mapping[str, Tensor], space: WeightSpace | None = None) -> Tensor:
-        """The singular values, shape (B, singular values); ``space`` is not used."""
-        return self.spectrum(features)
+        """The features, shape (B, features); ``space`` is not used."""
+        return self.features(features)
 
 
 class MessageReader(PooledReader):
@@ -248,7 +229,7 @@ def make_reader(
 ) -> PooledReader | FlatReader:
     """What reads the weights of a kind of predictor."""
     if config.kind == "statnn":
-        return StatisticsReader(space, config.embedding, generator=generator)
+        return FixedReader(StatisticsFeatures(space), config.embedding, generator=generator)
     if config.kind in ("mlp", "mlp-augmented"):
         return FlatReader(space, config.embedding, generator=generator)
     if config.kind == "messages":
