@@ -56,7 +56,7 @@ from nfn_opt.predictors import (
     zoo_data,
 )
 from nfn_opt.predictors.config import WEIGHT_SPACE_KINDS
-from nfn_opt.training import TrainingConfig
+from nfn_opt.training import TrainingConfig, TrainingResult
 
 REFERENCE = "nfn package, HNP"
 WITH_STATISTICS = " + statistics"
@@ -118,16 +118,17 @@ def is_weight_space(name: str) -> bool:
     return name.removesuffix(AND_SPECTRUM).removesuffix(WITH_STATISTICS) in WEIGHT_SPACE_KINDS
 
 
-def train_ours(
-    zoo: Zoo, config: PredictorConfig, protocol: Protocol, seed: int
-) -> tuple[Trained, Predictor, NetworkGroup]:
-    """Train a predictor of this package; the training, the predictor and the test networks."""
-    told = protocol.told or config.kind == "probing"
-    data = zoo_data(zoo, beside=("activation",) if told else ())
-    parts = data.split(SIZES, seed=0)
-    predictor = Predictor(
-        data.architecture, data.config(config), generator=torch.Generator().manual_seed(seed)
-    )
+def train_timed(
+    predictor: Predictor, parts: Mapping[str, Sequence[NetworkGroup]], protocol: Any, seed: int
+) -> tuple[TrainingResult, float]:
+    """Train a predictor on the part "train", choose its weights on "val"; with the processor seconds.
+
+    Args:
+        predictor: The predictor.
+        parts: The networks.
+        protocol: Has `steps`, `batch_size`, `lr` and `validate_every`.
+        seed: Seed of the order.
+    """
     training = TrainingConfig(
         steps=protocol.steps,
         batch_size=protocol.batch_size,
@@ -138,7 +139,20 @@ def train_ours(
     )
     start = time.process_time()
     result = train_on_groups(predictor, parts["train"], parts["val"], config=training)
-    seconds = time.process_time() - start
+    return result, time.process_time() - start
+
+
+def train_ours(
+    zoo: Zoo, config: PredictorConfig, protocol: Protocol, seed: int
+) -> tuple[Trained, Predictor, NetworkGroup]:
+    """Train a predictor of this package; the training, the predictor and the test networks."""
+    told = protocol.told or config.kind == "probing"
+    data = zoo_data(zoo, beside=("activation",) if told else ())
+    parts = data.split(SIZES, seed=0)
+    predictor = Predictor(
+        data.architecture, data.config(config), generator=torch.Generator().manual_seed(seed)
+    )
+    result, seconds = train_timed(predictor, parts, protocol, seed)
     (test,) = parts["test"]
     predicted = predictor.predict(test.params, test.inputs)[:, 0]
     trained = Trained(predicted, seconds, count(predictor), result.best_step, result.best_score)

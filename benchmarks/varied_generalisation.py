@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.generalisation import train_timed
 from benchmarks.generalisation_report import Trained, difference_line, draw, stacked, table, taus
 from benchmarks.kept_trainings import KeptTrainings
 from nfn_opt.artifacts import atomic_write
@@ -39,11 +40,9 @@ from nfn_opt.predictors import (
     PredictorConfig,
     PredictorData,
     bootstrap_tau_difference,
-    train_on_groups,
     zoo_data,
 )
 from nfn_opt.predictors.training import predictions
-from nfn_opt.training import TrainingConfig
 from nfn_opt.weight_space import WeightSpace
 
 SIZES = {"train": 0.6, "val": 0.1, "test": 0.3}
@@ -138,17 +137,8 @@ def train_one(
     config = data["train"].config(PredictorConfig(kind=kind))
     generator = torch.Generator().manual_seed(seed)
     predictor = Predictor(data["train"].architecture, config, generator=generator)
-    training = TrainingConfig(
-        steps=protocol.steps,
-        batch_size=protocol.batch_size,
-        lr=protocol.lr,
-        validate_every=protocol.validate_every,
-        warmup=min(100, protocol.steps // 10),
-        seed=seed,
-    )
-    start = time.process_time()
-    result = train_on_groups(predictor, data["train"].groups, data["val"].groups, config=training)
-    seconds = time.process_time() - start
+    groups = {part: one.groups for part, one in data.items()}
+    result, seconds = train_timed(predictor, groups, protocol, seed)
     predicted = in_order(parts["test"], name, predictions(predictor, data["test"].groups)[0][:, 0])
     parameters = sum(p.numel() for p in predictor.parameters())
     return Trained(predicted, seconds, parameters, result.best_step, result.best_score)
