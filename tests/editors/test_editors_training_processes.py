@@ -1,20 +1,20 @@
-"""Editors trained by several processes under torchrun: the gradient and the run of one process."""
+"""Editors trained by several processes: the gradient and the run of one process."""
 
 from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from editors import Editor, EditorConfig, InrSet, SirenConfig, TrainEditorConfig
+from editors.siren import initial_parameters
+from editors.training import EditorTraining
+from nfn_opt.meta.processes import joined_processes
 from scripts.train_editor import main
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import results, run_processes
 
 SMALL = [
     "--images=digits",
@@ -30,66 +30,48 @@ SMALL = [
     "--quiet",
 ]
 
-WORKER = """
-import sys
-import torch
-from safetensors.torch import save_file
-from editors import Editor, EditorConfig, InrSet, SirenConfig, TrainEditorConfig
-from editors.siren import initial_parameters
-from editors.training import EditorTraining
-from nfn_opt.meta.processes import joined_processes
 
-siren = SirenConfig(hidden_width=4, omega_0=5.0)
-generator = torch.Generator().manual_seed(0)
-params = {name: value.double() for name, value in initial_parameters(siren, 7, generator).items()}
-targets = torch.rand(7, 4, 3, 1, generator=generator, dtype=torch.float64)
-inrs = InrSet(params, siren, torch.zeros(7), (4, 3))
-editor = Editor(EditorConfig(siren=siren, edit="invert", image_size=(4, 3))).double()
-with joined_processes() as processes:
-    training = EditorTraining(
-        editor, inrs, targets, config=TrainEditorConfig(batch_size=5), validation=(inrs, targets), processes=processes
-    )
-    error, norm = training.gradient()
-    found = {name: p.grad for name, p in editor.named_parameters()}
-    found |= {"error": torch.tensor(error), "norm": torch.tensor(norm)}
-    found["validation"] = torch.tensor(training.validate()["validation"])
-    if processes.main:
-        save_file({name: value.contiguous() for name, value in found.items()}, sys.argv[1])
-"""
+def gradient() -> dict[str, torch.Tensor]:
+    """Error, gradient, its norm and the validation error of an editor of seven INRs, in this process's group."""
+    siren = SirenConfig(hidden_width=4, omega_0=5.0)
+    generator = torch.Generator().manual_seed(0)
+    params = {name: value.double() for name, value in initial_parameters(siren, 7, generator).items()}
+    targets = torch.rand(7, 4, 3, 1, generator=generator, dtype=torch.float64)
+    inrs = InrSet(params, siren, torch.zeros(7), (4, 3))
+    editor = Editor(EditorConfig(siren=siren, edit="invert", image_size=(4, 3))).double()
+    with joined_processes() as processes:
+        training = EditorTraining(
+            editor,
+            inrs,
+            targets,
+            config=TrainEditorConfig(batch_size=5),
+            validation=(inrs, targets),
+            processes=processes,
+        )
+        error, norm = training.gradient()
+        found = {name: p.grad for name, p in editor.named_parameters() if p.grad is not None}
+        found |= {"error": torch.tensor(error), "norm": torch.tensor(norm)}
+        found["validation"] = torch.tensor(training.validate()["validation"])
+    return found
 
 
-def start(*command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def saved_gradient(folder: Path) -> None:
+    """Write it to a file of this process."""
+    torch.save(gradient(), folder / os.environ["RANK"])
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-
-
-@pytest.mark.slow
 def test_the_gradient_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    start(str(worker), str(tmp_path / "one"))
-    start(*TORCHRUN, str(worker), str(tmp_path / "two"))
-    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    results(run_processes(saved_gradient, tmp_path))
+    one, two = gradient(), torch.load(tmp_path / "0")
     assert one["norm"] > 0
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("edit", ["dilate", "blur(sigma=0.5..2), invert"])
 def test_two_processes_begin_and_one_goes_on(edit: str, tmp_path: Path) -> None:
     options = [*SMALL, f"--edit={edit}"]
-    start(*TORCHRUN, "scripts/train_editor.py", f"--out={tmp_path / 'part'}", *options, "--minutes=1e-9")
+    stopped = [f"--out={tmp_path / 'part'}", *options, "--minutes=1e-9"]
+    assert results(run_processes(main, stopped)) == [0, 0]
     assert main([f"--out={tmp_path / 'part'}", *options, "--resume"]) == 0
     assert main([f"--out={tmp_path / 'whole'}", *options]) == 0
     logs = []

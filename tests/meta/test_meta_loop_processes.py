@@ -15,6 +15,8 @@ import torch
 from nfn_opt.meta import load_recipe, meta_train
 from nfn_opt.meta.checkpoint import load_checkpoint
 from nfn_opt.meta.processes import Processes, joined_processes
+from scripts.meta_train import main
+from tests.processes import results, run_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,24 +117,20 @@ def test_two_processes_of_which_one_is_killed_equal_one(recipe: Path, whole: Pat
     same(whole, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_going_on_with_another_number_of_processes(recipe: Path, whole: Path, tmp_path: Path) -> None:
-    arguments = [f"--recipe={recipe}", f"--out={tmp_path / 'run'}"]
-    script = "scripts/meta_train.py"
-    first = torchrun(script, *arguments, "--minutes=1e-9")
-    assert first.returncode == 0, first.stderr
-    assert "stopped by the end of its time after outer step 1; everything is saved" in first.stdout
+    outcomes = run_processes(main, [f"--recipe={recipe}", f"--out={tmp_path / 'run'}", "--minutes=1e-9"])
+    assert results(outcomes) == [0, 0]
+    assert "stopped by the end of its time after outer step 1; everything is saved" in outcomes[0].output
     config = load_recipe(recipe, out=tmp_path / "run")
     assert meta_train(config, resume=True).finished
     same(whole, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_two_processes_refuse_together(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    done = torchrun("scripts/meta_train.py", f"--recipe={recipe}", f"--out={tmp_path}")
-    assert done.returncode == 1
-    assert f"error: the folder {tmp_path} holds other files" in done.stderr
+    outcomes = run_processes(main, [f"--recipe={recipe}", f"--out={tmp_path}"])
+    assert results(outcomes) == [2, 2]
+    assert f"error: the folder {tmp_path} holds other files" in outcomes[0].errors
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from nfn_opt.data.zoos import CnnArchitecture, Zoo, ZooOptions, building, shards
 from nfn_opt.data.zoos.building import build_zoo
 from nfn_opt.data.zoos.training import train_zoo
 from nfn_opt.meta.processes import Processes
+from scripts.build_zoo import main
+from tests.processes import results, run_processes
 
 SETTINGS: dict[str, Any] = {
     "count": 9,
@@ -167,27 +167,10 @@ def test_shards_are_dealt_out(digits: ImageData, tmp_path: Path, monkeypatch: py
     assert sorted(trained) == [f"shard_{number:05d}.safetensors" for number in range(len(trained))]
 
 
-@pytest.mark.slow
-def test_two_processes(digits: ImageData, tmp_path: Path) -> None:
-    words = [
-        "--images=digits",
-        "--size=16",
-        "--count=5",
-        "--epochs",
-        "0.1",
-        "0.2",
-        "--batch-size=20",
-        "--shard-size=1",
-    ]
-    script = [str(Path(__file__).parents[3] / "scripts" / "build_zoo.py"), *words, "--threads=1"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    for name, launcher in (("one", []), ("two", torchrun)):
-        subprocess.run(
-            [sys.executable, *launcher, *script, f"--out={tmp_path / name}"],
-            check=True,
-            capture_output=True,
-            cwd=Path(__file__).parents[3],
-            env={**os.environ, "PYTHONPATH": "."},
-        )
+def test_two_processes(tmp_path: Path) -> None:
+    words = ["--images=digits", "--size=16", "--count=5", "--batch-size=20", "--shard-size=1", "--threads=1"]
+    words += ["--epochs", "0.1", "0.2"]
+    assert main([*words, f"--out={tmp_path / 'one'}"]) == 0
+    assert results(run_processes(main, [*words, f"--out={tmp_path / 'two'}"])) == [0, 0]
     one, two = (Zoo.load(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert all(torch.equal(value, two.params[name]) for name, value in one.params.items())
