@@ -71,6 +71,7 @@ class Protocol:
         validate_every: Steps between two validations.
         lr: Learning rate.
         seeds: Trainings of every predictor.
+        resamples: Of each bootstrap.
     """
 
     steps: int = 2000
@@ -78,6 +79,7 @@ class Protocol:
     validate_every: int = 200
     lr: float = 3e-3
     seeds: int = 3
+    resamples: int = 1000
 
 
 def statistics_of(zoo: VariedZoo) -> Tensor:
@@ -166,7 +168,7 @@ def make_zoo(given: argparse.Namespace) -> VariedZoo:
 def run(zoo: VariedZoo, protocol: Protocol, out: Path, config: Mapping[str, Any]) -> str:
     """Train all, write table, figures and numbers; the table."""
     conditions = {**dataclasses.asdict(protocol), "zoo": zoo.meta.get("run", {}), "networks": len(zoo)}
-    del conditions["seeds"]
+    del conditions["seeds"], conditions["resamples"]
     kept = KeptTrainings(out / "trainings.json", conditions)
     text = f"{zoo!r}\n\n"
     metrics: dict[str, float] = {}
@@ -195,6 +197,7 @@ def run(zoo: VariedZoo, protocol: Protocol, out: Path, config: Mapping[str, Any]
                 stacked(found[other]),
                 targets,
                 generator=torch.Generator().manual_seed(0),
+                resamples=protocol.resamples,
             )
             text += difference_line(RELATION, other, difference, len(targets)) + "\n"
             metrics |= {f"{split}/{RELATION} minus {other}/{k}": v for k, v in difference._asdict().items()}
@@ -230,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    protocol = Protocol(steps=20, validate_every=10, seeds=1) if given.quick else Protocol()
+    protocol = Protocol(steps=20, validate_every=10, seeds=1, resamples=50) if given.quick else Protocol()
     if given.quick and given.zoo is None:
         given.networks, given.epochs = 40, (0.02, 0.1)
     chosen = {name: getattr(given, name) for name in ("seeds", "steps") if getattr(given, name) is not None}
