@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.policies_runs import CLIMBED, KINDS, SPLIT, Plan, measure, paired_interval, settings
+from benchmarks.policies_runs import CLIMBED, HEAD, KINDS, SPLIT, Plan, measure, paired_interval, settings
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.data.policies import ImproveConfig
 from nfn_opt.meta.run_folder import environment, write_json
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "plan": dataclasses.asdict(plan),
         "split": SPLIT,
         "environments": {name: dataclasses.asdict(chosen[name]) for name in wanted},
-        "kinds": {name: dict(kind) for name, kind in KINDS.items()},
+        "kinds": {name: {**HEAD, **kind} for name, kind in KINDS.items()},
         "gymnasium_zoos": {name: dict(found["zoo"].meta.get("run", {})) for name, found in results.items()},
     }
     write_json(

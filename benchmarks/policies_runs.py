@@ -50,9 +50,12 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "HNP and probes": {"kind": "probing", "probes": 128},
     "HNP of the nfn package": {"kind": "hnp"},
     "StatNN": {"kind": "statnn"},
-    "flat MLP": {"kind": "mlp-augmented", "embedding": 256},
+    "flat MLP": {"kind": "mlp-augmented"},
 }
 """Predictors by the name in the table."""
+
+HEAD: Mapping[str, Any] = {"embedding": 256, "head_width": 256, "head_layers": 2}
+"""What follows the reader, the same for all of them."""
 
 PEER, CLIMBED = "HNP of the nfn package", ("HNP", "HNP and probes")
 """The one that is built of another package's layers, and those whose ensemble is climbed."""
@@ -72,7 +75,7 @@ class Plan:
         climb: How policies are improved.
     """
 
-    runs: int = 256
+    runs: int = 1024
     steps: int = 1000
     seeds: int = 3
     policies: int = 20
@@ -186,7 +189,7 @@ def probe_states(zoo: Zoo, count: int, seed: int) -> Tensor:
 
 def train_one(kind: str, seed: int, parts: Mapping[str, Zoo], plan: Plan, folder: Path) -> ReturnPredictor:
     """A predictor, trained; one that was stopped goes on."""
-    config = PredictorConfig(**KINDS[kind])
+    config = PredictorConfig(**HEAD, **KINDS[kind])
     training = TrainingConfig(
         steps=plan.steps,
         batch_size=64,

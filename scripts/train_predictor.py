@@ -44,8 +44,8 @@ class PredictorRun:
     """A training run.
 
     Attributes:
-        networks: File of a zoo or of a set of INRs with labels, or the unpacked folder of a set of the public Small CNN
-            Zoo.
+        networks: File of a zoo, or several, which are joined if they have the same columns; file of a set of INRs with
+            labels; or the unpacked folder of a set of the public Small CNN Zoo.
         out: Folder to write to.
         column: Column of the zoo that is predicted; words are predicted as classes. None: the score of the networks,
             such as the accuracy on test images. Of INRs it is the label.
@@ -63,7 +63,7 @@ class PredictorRun:
         quiet: Show no progress bar.
     """
 
-    networks: Path
+    networks: tuple[Path, ...]
     out: Path
     column: str | None = None
     log: bool = False
@@ -97,6 +97,11 @@ class PredictorRun:
         rest = 1 - self.val_fraction - self.test_fraction
         return dict(zip(PARTS, (rest, self.val_fraction, self.test_fraction), strict=True))
 
+    @property
+    def source(self) -> str:
+        """Where the networks come from, in words."""
+        return ", ".join(map(str, self.networks))
+
     def record(self) -> dict[str, Any]:
         """What a resumed run must share, as JSON values; the configuration of the training comes on top."""
         record = plain_record(self)
@@ -109,25 +114,31 @@ def read_networks(run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
     Raises:
         ValueError: If the file is of no kind that predictors are trained on, or lacks the column.
     """
-    if run.networks.is_dir():
-        return _of_zoo(load_small_cnn_zoo(run.networks, limit=run.limit), run), {}
-    kind = read_header(run.networks)[0]
-    if kind in ("zoo", "varied_zoo"):
-        zoo = Zoo.load(run.networks) if kind == "zoo" else VariedZoo.load(run.networks)
+    first = run.networks[0]
+    if len(run.networks) == 1 and first.is_dir():
+        return _of_zoo(load_small_cnn_zoo(first, limit=run.limit), run), {}
+    kinds = [read_header(path)[0] for path in run.networks]
+    if set(kinds) in ({"zoo"}, {"varied_zoo"}):
+        zoo: Zoo | VariedZoo
+        if kinds[0] == "zoo":
+            zoo = Zoo.concat([Zoo.load(path) for path in run.networks])
+        else:
+            zoo = VariedZoo.concat([VariedZoo.load(path) for path in run.networks])
         return _of_zoo(zoo if run.limit is None else zoo[: run.limit], run), {}
-    if kind == "inr_set":
-        return _of_inrs(InrSet.load(run.networks), run)
-    raise ValueError(f"{run.networks} holds a {kind!r}, expected a zoo or a set of INRs")
+    if kinds == ["inr_set"]:
+        return _of_inrs(InrSet.load(first), run)
+    found = ", ".join(f"{path} holds a {kind!r}" for path, kind in zip(run.networks, kinds, strict=True))
+    raise ValueError(f"{found}; expected a zoo, several of one kind, or a set of INRs")
 
 
 def _of_zoo(zoo: Zoo | VariedZoo, run: PredictorRun) -> PredictorData:
     beside = None if run.beside == "auto" else run.beside or ()
     if isinstance(zoo, VariedZoo) and run.predictor.kind != "relation":
         raise ValueError(
-            f"{run.networks} has networks of many architectures, expected one for kind {run.predictor.kind!r}; take "
+            f"{run.source} has networks of many architectures, expected one for kind {run.predictor.kind!r}; take "
             "--predictor.kind relation"
         )
-    found = zoo_data(zoo, run.column, beside, str(run.networks), symmetry=run.predictor.symmetry)
+    found = zoo_data(zoo, run.column, beside, run.source, symmetry=run.predictor.symmetry)
     if not run.log:
         return found
     if found.classes or not all(bool((group.targets > 0).all()) for group in found.groups):
@@ -141,7 +152,7 @@ def _of_zoo(zoo: Zoo | VariedZoo, run: PredictorRun) -> PredictorData:
 def _of_inrs(inrs: InrSet, run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
     if inrs.labels is None:
         raise ValueError(
-            f"{run.networks} has INRs without labels, expected the class of each; fit labelled images"
+            f"{run.source} has INRs without labels, expected the class of each; fit labelled images"
         )
     labels, inrs = inrs.labels[: run.limit], inrs[: run.limit]
     network, coords = Siren(inrs.config), coordinates(*inrs.image_size)
@@ -149,7 +160,7 @@ def _of_inrs(inrs: InrSet, run: PredictorRun) -> tuple[PredictorData, dict[str, 
     params = {name: inrs.params[name] for name in space.names}
     classes = tuple(str(number) for number in range(int(labels.max()) + 1))
     group = NetworkGroup(params, labels)
-    data = PredictorData(space, [group], "label", (), classes, str(run.networks))
+    data = PredictorData(space, [group], "label", (), classes, run.source)
     start = coords[torch.linspace(0, len(coords) - 1, run.predictor.probes).long()]
     return data, {"network": network, "probes": start} if run.predictor.kind == "probing" else {}
 

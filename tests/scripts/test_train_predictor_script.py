@@ -57,6 +57,20 @@ def test_a_zoo(tmp_path: Path, generator: torch.Generator, capsys: pytest.Captur
     assert "split_seed" in capsys.readouterr().err
 
 
+def test_several_zoos(tmp_path: Path, generator: torch.Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [small_zoo(count, generator).save(tmp_path / f"{count}.safetensors") for count in (20, 10)]
+    words = ["--networks", *map(str, files), f"--out={tmp_path / 'run'}", *SMALL]
+    assert train_predictor.main(words) == 0
+    assert "30 networks (20 train, 2 val, 8 test), 0 left out" in capsys.readouterr().out
+    other = made_varied_zoo(1, generator).save(tmp_path / "varied.safetensors")
+    words = ["--networks", str(files[0]), str(other), f"--out={tmp_path / 'other'}", *SMALL]
+    assert train_predictor.main(words) == 2
+    assert (
+        "varied.safetensors holds a 'varied_zoo'; expected a zoo, several of one kind"
+        in capsys.readouterr().err
+    )
+
+
 def test_other_columns(tmp_path: Path, generator: torch.Generator) -> None:
     words = [f"--networks={zoo_file(tmp_path, generator)}", *SMALL, "--beside", "None"]
     assert train_predictor.main([*words, f"--out={tmp_path / 'a'}", "--column=optimizer"]) == 0
@@ -121,7 +135,7 @@ def test_inrs(kind: str, tmp_path: Path, generator: torch.Generator) -> None:
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save_artifact(tmp_path / "rule.safetensors", {}, kind="rule")
     assert train_predictor.main([f"--networks={path}", f"--out={tmp_path / 'run'}"]) == 2
-    assert "holds a 'rule', expected a zoo or a set of INRs" in capsys.readouterr().err
+    assert "holds a 'rule'; expected a zoo, several of one kind, or a set of INRs" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

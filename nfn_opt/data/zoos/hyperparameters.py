@@ -15,9 +15,12 @@ from nfn_opt.meta.randomness import seeded_generator
 
 __all__ = ["Initialization", "Member", "ZooOptions", "draw_members", "initial_parameters", "initialize"]
 
-Initialization = Literal["glorot_normal", "he_normal", "orthogonal", "normal", "truncated_normal"]
+Initialization = Literal["glorot_normal", "he_normal", "orthogonal", "normal", "truncated_normal", "pytorch"]
 
 INITIALIZATIONS: tuple[Initialization, ...] = get_args(Initialization)
+
+SMALL_CNN_ZOO: tuple[Initialization, ...] = tuple(name for name in INITIALIZATIONS if name != "pytorch")
+"""The initializations of arXiv:2002.11448, whose biases are zero."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class ZooOptions:
         train_fraction: Fractions of the training images to choose from.
         activation: Activations to choose from.
         optimizer: Optimizers to choose from.
-        w_init: Initializations to choose from.
+        w_init: Initializations to choose from. Beside those of the Small CNN Zoo there is ``"pytorch"``, that of
+            PyTorch's layers: weights and biases uniform, up to the inverse square root of the inputs of a neuron.
 
     Raises:
         ValueError: If a range or a choice is empty or out of bounds.
@@ -59,7 +63,7 @@ class ZooOptions:
     train_fraction: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     activation: tuple[Activation, ...] = ACTIVATIONS
     optimizer: tuple[OptimizerName, ...] = OPTIMIZERS
-    w_init: tuple[Initialization, ...] = INITIALIZATIONS
+    w_init: tuple[Initialization, ...] = SMALL_CNN_ZOO
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -155,16 +159,19 @@ def _draw(options: ZooOptions, number: int, train_images: int) -> Member:
 
 
 def initial_parameters(member: Member, architecture: CnnArchitecture, seed: int) -> dict[str, Tensor]:
-    """Initial parameters of one network: weights as its ``w_init`` says, biases zero.
+    """Initial parameters of one network: weights as its ``w_init`` says, biases zero unless it is ``"pytorch"``.
 
     Normal distributions of Glorot and He are truncated at two standard deviations, as in Keras.
     """
     generator = seeded_generator(seed, f"zoo/initialization/{member.number}")
-    params = {}
+    params, bound = {}, 0.0
     for name, shape in architecture.parameter_shapes.items():
         params[name] = torch.zeros(shape)
         if name.endswith("weight"):
+            bound = params[name][0].numel() ** -0.5
             initialize(params[name], member.w_init, generator, member.init_std)
+        elif member.w_init == "pytorch":
+            params[name].uniform_(-bound, bound, generator=generator)  # of the weight before it
     return params
 
 
@@ -184,6 +191,9 @@ def initialize(weight: Tensor, w_init: str, generator: torch.Generator, std: flo
         nn.init.normal_(weight, std=std, generator=generator)
         return
     fan_out, fan_in = weight.shape[0] * weight[0, 0].numel(), weight[0].numel()
+    if w_init == "pytorch":
+        nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        return
     std = {
         "truncated_normal": std,
         "he_normal": math.sqrt(2 / fan_in) / TRUNCATED_STD,

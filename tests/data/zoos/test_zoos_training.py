@@ -189,7 +189,7 @@ def test_draws_stay_in_their_ranges() -> None:
     assert {member.dropout for member in drawn} == {0.2, 0.3, 0.5}
     assert all(10 <= member.steps <= 20 for member in drawn)
     assert {member.activation for member in drawn} == {"tanh"}
-    assert {member.w_init for member in drawn} == set(INITIALIZATIONS)
+    assert {member.w_init for member in drawn} == set(INITIALIZATIONS) - {"pytorch"}
     assert sum(member.learning_rate < 10**-2.5 for member in drawn) in range(80, 121)
     assert draw_members(dataclasses.replace(options, seed=1), 1, 640) != drawn[:1]
 
@@ -202,13 +202,29 @@ def test_draws_stay_in_their_ranges() -> None:
         ("he_normal", math.sqrt(2 / 144)),
         ("glorot_normal", math.sqrt(2 / 288)),
         ("orthogonal", math.sqrt(1 / 144)),
+        ("pytorch", math.sqrt(1 / 144 / 3)),
     ],
 )
 def test_initial_parameters(name: str, std: float) -> None:
     (member,) = members(ZooOptions(batch_size=20), 1, w_init=name, init_std=0.2)
     params = initial_parameters(member, CnnArchitecture(), 0)
     assert params["layers.1.weight"].std().item() == pytest.approx(std, rel=0.07)
-    assert not any(value.any() for key, value in params.items() if key.endswith("bias"))
+    biases = [value for key, value in params.items() if key.endswith("bias")]
+    assert all(bool(value.any()) == (name == "pytorch") for value in biases)
+
+
+def test_the_initialization_of_pytorch() -> None:
+    """Bounds, and spread over many networks, of weights and biases as PyTorch's own layers draw them."""
+    drawn = members(ZooOptions(batch_size=20), 30, w_init="pytorch")
+    ours = [initial_parameters(member, CnnArchitecture(), 0) for member in drawn]
+    torch.manual_seed(0)
+    for number, layer in enumerate([torch.nn.Conv2d(1, 16, 3), torch.nn.Conv2d(16, 16, 3)]):
+        for kind, (low, high) in {"weight": (0.97, 1), "bias": (0.8, 1)}.items():
+            found = torch.stack([params[f"layers.{number}.{kind}"] for params in ours])
+            bound = layer.weight[0].numel() ** -0.5
+            assert low * bound < found.abs().max() <= high * bound
+            assert layer.get_parameter(kind).abs().max() <= bound
+            assert found.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
 @pytest.mark.parametrize(
