@@ -23,7 +23,7 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(6)}.tmp{target.suffix}")
     try:
         temporary.open("xb").close()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        if target.exists():
-            shutil.copymode(target, temporary)
+        # Some writers put a file that nobody else may read in the place of the temporary one.
+        temporary.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
         _flush(temporary)
         os.replace(temporary, target)
         if os.name == "posix":  # elsewhere a folder cannot be opened

@@ -22,6 +22,7 @@ from torch import Tensor
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.predictors import Predictor, list_predictors
 from nfn_opt.predictors.checkpoints import Checkpoint, Reading, read_folder
+from nfn_opt.predictors.tables import LISTED, table_inputs
 
 MOST_BARS = 40
 """Networks whose names are shown in the picture; of more, only the order is."""
@@ -33,7 +34,7 @@ class PredictRun:
 
     Attributes:
         folder: Folder of .pt, .pth and .safetensors files, each with the state dict of one network.
-        predictor: File of a predictor, or the name of one that ships.
+        predictor: File of a predictor, or the name of one that ships: mnist-accuracy.
         known: What the weights do not say and the predictor asks for, the same for all networks, as
             activation=relu or dropout=0.1.
         table: CSV file that says it for each network: a column "file", and one for each thing that is known.
@@ -64,19 +65,35 @@ class Prediction:
 
 def find_predictor(name: str) -> Predictor:
     """The predictor of a file, or the one that ships under a name."""
-    return Predictor.pretrained(name) if name in list_predictors() else Predictor.load(name)
+    if name in list_predictors():
+        return Predictor.pretrained(name)
+    if not Path(name).exists():
+        raise FileNotFoundError(
+            f"there is no file {name!r}, and no predictor of that name ships; expected a file of "
+            f"scripts/train_predictor.py, or {', '.join(list_predictors())}"
+        )
+    return Predictor.load(name)
 
 
 def known_inputs(run: PredictRun, predictor: Predictor, file: Path) -> Tensor:
     """The numbers beside the weights of one network, shape (1, I).
 
     Raises:
-        ValueError: If something that the predictor asks for is not known.
+        ValueError: If something that the predictor asks for is not known, or is nothing that it knows.
     """
+    asked = sorted({name.partition("=")[0] for name in predictor.config.inputs})
+    for word in run.known:
+        column, equals, _ = word.partition("=")
+        if not equals or column not in asked:
+            raise ValueError(
+                f"--known says {word!r}, expected NAME=VALUE of what the predictor asks for: "
+                f"{', '.join(asked) or 'nothing'}"
+            )
     known = {
         **dict(word.partition("=")[::2] for word in run.known),
         **_table(run.table).get(file.name, {}),
     }
+    words = predictor.metadata.get("words", {})
     values = []
     for name in predictor.config.inputs:
         column, _, word = name.partition("=")
@@ -86,8 +103,24 @@ def known_inputs(run: PredictRun, predictor: Predictor, file: Path) -> Tensor:
                 f"{column} of {file.name} is not known: weights do not say it, and the predictor asks for it; give "
                 f"--known {what}, or a --table with a column {column!r}"
             )
-        values.append(float(known[column] == word) if word else float(known[column]))
+        said = known[column]
+        several = column == LISTED
+        parts = said.split("-") if several else [said]
+        unknown = [part for part in parts if part not in words.get(column, [part])]
+        if word and (unknown or not said):
+            raise ValueError(
+                f"{column} of {file.name} is {said!r}, expected {', '.join(words.get(column, [word]))}, which the "
+                f"training networks had{', joined by hyphens' if several else ''}"
+            )
+        values.append(table_inputs({column: (said,)}, [name]).item() if word else _number(said, column, file))
     return torch.tensor([values])
+
+
+def _number(said: str, column: str, file: Path) -> float:
+    try:
+        return float(said)
+    except ValueError:
+        raise ValueError(f"{column} of {file.name} is {said!r}, expected a number") from None
 
 
 def _table(path: Path | None) -> Mapping[str, Mapping[str, str]]:

@@ -201,6 +201,7 @@ def report(
     about = {
         "column": data.column,
         "classes": list(data.classes),
+        "words": {name: list(words) for name, words in data.words.items()},
         "networks": {"source": data.source, "count": len(data), "left_out": data.left_out, **run.sizes},
         "best_step": result.best_step,
         "steps": result.steps,

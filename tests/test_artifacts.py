@@ -35,6 +35,16 @@ def test_round_trip(saved: Path) -> None:
     assert read_header(saved) == ("thing", METADATA)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_permissions_are_those_of_any_new_file(saved: Path) -> None:
+    plain = saved.with_name("plain.txt")
+    plain.touch()
+    assert saved.stat().st_mode == plain.stat().st_mode
+    saved.chmod(0o640)
+    save_artifact(saved, TENSORS, kind="thing")
+    assert saved.stat().st_mode & 0o777 == 0o640
+
+
 def test_tensors_that_share_memory_or_require_grad_can_be_saved(tmp_path: Path) -> None:
     shared = torch.ones(3, requires_grad=True)
     path = save_artifact(tmp_path / "a.safetensors", {"a": shared, "b": shared}, kind="thing")

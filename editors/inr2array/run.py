@@ -16,7 +16,13 @@ from editors.inr2array.data import InrParts, fit_parts
 from editors.inr2array.decoder import DecoderConfig
 from editors.inr2array.model import Inr2Array, Inr2ArrayConfig
 from editors.inr2array.pictures import draw_map, draw_neighbours, draw_reconstructions, map_arrays, nearest
-from editors.inr2array.training import accuracy, check_labels, train_array_classifier, train_inr2array
+from editors.inr2array.training import (
+    accuracy,
+    check_labels,
+    check_mixing,
+    train_array_classifier,
+    train_inr2array,
+)
 from editors.siren import SirenConfig
 from nfn_opt.data import load_images
 from nfn_opt.functionals import (
@@ -55,6 +61,9 @@ class ArrayTraining:
     )
     mixup: float = 0.0
     smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_mixing(self.mixup, self.smoothing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,6 +194,11 @@ def run_inr2array(
     """
     started = time.perf_counter()
     images = load_images(run.images, size=run.size, gray=run.gray)
+    if len(images.class_names) < 2:
+        raise ValueError(
+            f"{run.images} has {len(images.class_names)} classes, expected 2 or more for the classifier of arrays; "
+            "give labelled images, such as a folder with one folder for each class"
+        )
     parts = fit_parts(images, run.counts, run.out, views=run.views, options=run.fit, progress=progress)
     say(f"{len(parts.train)} INRs to train on, {parts.validation!r}")
     first = parts.views[0]

@@ -132,6 +132,18 @@ def train_inr_classifier(
     )
 
 
+def check_mixing(mixup: float, smoothing: float) -> None:
+    """Refuse options of :func:`train_array_classifier` that are out of bounds.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if mixup < 0 or not 0 <= smoothing < 1:
+        raise ValueError(
+            f"mixup is {mixup} and smoothing {smoothing}, expected 0 or more and 0 to less than 1"
+        )
+
+
 def train_array_classifier(
     head: ArrayClassifier,
     arrays: Tensor,
@@ -162,10 +174,7 @@ def train_array_classifier(
     Raises:
         ValueError: If labels are out of range or an option is; otherwise as :func:`nfn_opt.training.train`.
     """
-    if mixup < 0 or not 0 <= smoothing < 1:
-        raise ValueError(
-            f"mixup is {mixup} and smoothing {smoothing}, expected 0 or more and 0 to less than 1"
-        )
+    check_mixing(mixup, smoothing)
     for some in (labels, validation[1]):
         _check_range(some, head.config.classes)
 

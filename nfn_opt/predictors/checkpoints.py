@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -73,6 +71,10 @@ def read_folder(folder: str | os.PathLike[str], predictor: Predictor) -> Reading
     """
     folder = Path(folder)
     files = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
+    if folder.is_file():
+        raise FileNotFoundError(
+            f"{os.fspath(folder)!r} is a file, expected a folder; give the one that it lies in"
+        )
     if not files:
         what = f"no {', '.join(ENDINGS)} file in" if folder.is_dir() else "no folder"
         raise FileNotFoundError(f"there is {what} {os.fspath(folder)!r}; give the folder of your checkpoints")
@@ -103,7 +105,7 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
             held: Any = safetensors.torch.load_file(file)
         else:
             held = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+    except Exception as error:  # bytes that are no pickle make the unpickler raise anything
         # torch's own message offers to read the file with the risk of running its code.
         raise ValueError(
             f"it is damaged, or holds more than tensors and could run code when it is read ({type(error).__name__})"
@@ -112,7 +114,8 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
         held = next((held[key] for key in WRAPPERS if isinstance(held.get(key), Mapping)), held)
     if not isinstance(held, Mapping) or not held or not all(isinstance(one, Tensor) for one in held.values()):
         raise ValueError(
-            f"it holds a {type(held).__name__} of other things, expected a state dict of tensors"
+            f"it holds a {type(held).__name__} of other things, expected a state dict of tensors, by itself or under "
+            f"one of the keys {', '.join(WRAPPERS)}"
         )
     # What DistributedDataParallel puts before every name.
     return {str(name).removeprefix("module."): value for name, value in held.items()}
@@ -124,8 +127,12 @@ def _matched(file: Path, state: Mapping[str, Tensor], predictor: Predictor) -> C
     Raises:
         ValueError: If they are not.
     """
-    if not all(value.is_floating_point() for value in state.values()):
-        raise ValueError("some of its tensors are not floating-point numbers")
+    other = [name for name, value in state.items() if not value.is_floating_point()]
+    if other:
+        raise ValueError(
+            f"its tensor {other[0]} holds no floating-point numbers (batch norm has such a counter), expected weights "
+            "and biases alone"
+        )
     shapes = [tuple(value.shape) for value in state.values()]
     space = _space_of(shapes, predictor) if predictor.shared else predictor.space
     expected = {spec.name: spec.shape for spec in space.parameters}

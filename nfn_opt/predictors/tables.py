@@ -38,6 +38,7 @@ class PredictorData:
         classes: Names of the classes, if classes are predicted.
         source: Where the networks come from.
         left_out: Networks that were left out because they are not finite.
+        words: The words of each column that inputs come from.
     """
 
     architecture: Architecture
@@ -47,6 +48,7 @@ class PredictorData:
     classes: tuple[str, ...] = ()
     source: str = ""
     left_out: int = 0
+    words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
@@ -114,10 +116,12 @@ def zoo_data(
     targets, classes = column_targets(good.table, column)
     names = input_names(good.table, beside) if inputs is None else tuple(inputs)
     numbers = table_inputs(good.table, names) if names else None
+    worded = sorted({name.partition("=")[0] for name in names if "=" in name})
+    words = {name: _column_words(good.table, name) for name in worded}
     if not isinstance(good, VariedZoo):
         architecture = _read_as(good, symmetry)
         groups = [NetworkGroup(good.params, targets, numbers)]
-        return PredictorData(architecture, groups, column, names, classes, source, good.left_out)
+        return PredictorData(architecture, groups, column, names, classes, source, good.left_out, words)
     groups = [
         NetworkGroup(
             group.params,
@@ -129,7 +133,7 @@ def zoo_data(
     ]
     first = groups[0].space
     assert first is not None
-    return PredictorData(first, groups, column, names, classes, source, good.left_out)
+    return PredictorData(first, groups, column, names, classes, source, good.left_out, words)
 
 
 def _read_as(zoo: Zoo, symmetry: Symmetry) -> Architecture:
@@ -176,8 +180,7 @@ def input_names(table: Mapping[str, Column], columns: Sequence[str]) -> tuple[st
         if isinstance(found, Tensor):
             names.append(column)
         else:
-            words = {word for text in found for word in _words(column, text)}
-            names += [f"{column}={word}" for word in sorted(words)[1:]]
+            names += [f"{column}={word}" for word in _column_words(table, column)[1:]]
     return tuple(names)
 
 
@@ -200,6 +203,11 @@ def table_inputs(table: Mapping[str, Column], names: Sequence[str]) -> Tensor:
             lists = [_words(column, each) for each in found]
             columns.append(torch.tensor([each.count(word) / len(each) for each in lists]))
     return torch.stack(columns, 1)
+
+
+def _column_words(table: Mapping[str, Column], column: str) -> list[str]:
+    """All words of a column."""
+    return sorted({word for text in _existing(table, column) for word in _words(column, str(text))})
 
 
 def _words(column: str, text: str) -> list[str]:

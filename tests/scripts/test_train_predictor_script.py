@@ -15,7 +15,7 @@ from editors import InrSet
 from editors.siren import SirenConfig, initial_parameters
 from nfn_opt.artifacts import save_artifact
 from nfn_opt.data.zoos import Zoo
-from nfn_opt.predictors import Predictor
+from nfn_opt.predictors import Predictor, PredictorConfig, zoo_data
 from scripts import predict, train_predictor
 from tests.predictors.small_zoo import small_zoo
 from tests.predictors.varied_zoo import made_varied_zoo
@@ -166,6 +166,10 @@ def test_predictions_for_a_folder(
     torch.save(nn.Linear(3, 2).state_dict(), folder / "f.pt")
     torch.save(nn.Linear(3, 2), folder / "g.pt")  # a pickled module
     (folder / "h.pt").write_bytes(b"no checkpoint")
+    (folder / "i.pt").write_bytes(b"hello")  # the unpickler raises a KeyError
+    (folder / "j.pth").write_bytes(b"")
+    torch.save({"net": zoo.state_dict(1), "epoch": 3}, folder / "k.pt")
+    torch.save(nn.BatchNorm2d(3).state_dict(), folder / "l.pt")
     (folder / "notes.txt").write_text("not looked at")
 
     words = [str(folder), f"--predictor={file}"]
@@ -174,7 +178,11 @@ def test_predictions_for_a_folder(
     assert predict.main([*words, "--known", "activation=relu"]) == 0
     printed = capsys.readouterr().out
     rows = {row["file"]: row for row in csv.DictReader((folder / "predictions.csv").read_text().splitlines())}
-    assert list(rows) == ["a.pt", "b.pth", "c.safetensors", "d.pt", "e.pt", "f.pt", "g.pt", "h.pt"]
+    assert [name.partition(".")[0] for name in rows] == list("abcdefghijkl")
+    for name in ("h.pt", "i.pt", "j.pth"):
+        assert rows[name]["not_predicted"].startswith("it is damaged")
+    assert "under one of the keys state_dict, model_state_dict, model" in rows["k.pt"]["not_predicted"]
+    assert "num_batches_tracked holds no floating-point numbers" in rows["l.pt"]["not_predicted"]
     predictor = Predictor.load(file)
     for number, name in enumerate(("a.pt", "b.pth")):
         alone = predictor.predict(zoo[number].params, torch.zeros(1, 1)).item()
@@ -188,6 +196,42 @@ def test_predictions_for_a_folder(
     assert "could run code when it is read" in rows["g.pt"]["not_predicted"]
     assert "h.pt" in printed
     assert (folder / "predictions.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (
+            "activation=Tanh",
+            "activation of 0.pt is 'Tanh', expected relu, tanh, which the training networks had",
+        ),
+        ("activation=", "activation of 0.pt is '', expected relu, tanh"),
+        ("relu", "--known says 'relu', expected NAME=VALUE of what the predictor asks for: activation"),
+        ("nonsense=3", "--known says 'nonsense=3', expected NAME=VALUE"),
+    ],
+)
+def test_words_that_are_not_known(
+    known: str, message: str, trained: tuple[Path, Zoo], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, zoo = trained
+    (tmp_path / "mine").mkdir()
+    torch.save(zoo.state_dict(0), tmp_path / "mine" / "0.pt")
+    assert predict.main([str(tmp_path / "mine"), f"--predictor={file}", "--known", known]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_shares_of_activations(tmp_path: Path, generator: torch.Generator) -> None:
+    """What is said of the layers of a network of a varied zoo counts by the share of layers."""
+    zoo = zoo_data(made_varied_zoo(2, generator))
+    config = zoo.config(PredictorConfig(kind="relation", hidden_channels=2))
+    predictor = Predictor(zoo.architecture, config)
+    words = sorted(zoo.words["activations"])
+    assert config.inputs == tuple(f"activations={word}" for word in words[1:])
+    predictor.metadata = {"words": {"activations": words}}
+    said = f"activations={words[0]}-{words[1]}-{words[1]}-{words[0]}"
+    run = predict.PredictRun(folder=tmp_path, predictor="", known=(said,))
+    numbers = predict.known_inputs(run, predictor, tmp_path / "0.pt")
+    assert numbers[0].tolist() == [0.5] + [0.0] * (len(words) - 2)
 
 
 def test_inputs_of_each_network(trained: tuple[Path, Zoo], tmp_path: Path) -> None:
@@ -224,3 +268,6 @@ def test_nothing_to_predict(
     assert "not supported: linear.pt" in captured.out
     assert "the predictor reads layers.0.weight 3x1x3x3" in captured.err
     assert predict.main([str(empty), "--predictor=nobody"]) == 2
+    assert "no file 'nobody', and no predictor of that name ships; expected" in capsys.readouterr().err
+    assert predict.main([str(empty / "linear.pt"), f"--predictor={file}"]) == 2
+    assert "linear.pt' is a file, expected a folder" in capsys.readouterr().err

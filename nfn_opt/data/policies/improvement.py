@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nfn_opt.data.policies.prediction import ReturnPredictor
+from nfn_opt.data.policies.rollouts import check_params
 
 __all__ = ["Improvement", "ImproveConfig", "improve", "random_steps"]
 
@@ -86,6 +87,7 @@ def improve(
     if not predictors:
         raise ValueError("predictors is empty, expected at least one; train some with train_return_predictor")
     config = config or ImproveConfig()
+    check_params(params, predictors[0].architecture)
     start, shapes = _flat(params)
     length = start.norm(dim=1, keepdim=True)
     limit = config.radius * length

@@ -96,6 +96,7 @@ class ReturnPredictor(nn.Module):
         generator: Source of the initial weights.
 
     Attributes:
+        architecture: The policies.
         predictor: Gives logits of shares.
         scale: Between shares and returns.
 
@@ -118,6 +119,7 @@ class ReturnPredictor(nn.Module):
     ) -> None:
         super().__init__()
         generator = generator or torch.Generator().manual_seed(0)
+        self.architecture = architecture
         network = DecidingPolicy(architecture)
         space = WeightSpace.from_module(
             network, torch.zeros(1, architecture.observations), symmetry=config.symmetry

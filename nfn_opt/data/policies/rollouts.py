@@ -86,7 +86,7 @@ def roll_out(
         >>> found.each.shape, found.seeds, bool((found.each == found.lengths).all())
         (torch.Size([2, 3]), (0, 1, 2), True)
     """
-    _check(params, architecture, environment, episodes, num_envs)
+    _check(params, architecture, environment, episodes, num_envs, seed)
     count = len(params["layers.0.bias"])
     waiting = _Episodes(count, episodes, seed)
     returns, lengths = np.zeros(count * episodes), np.zeros(count * episodes, dtype=np.int64)
@@ -112,6 +112,10 @@ def roll_out(
                 everyone[done] = seeds
                 observations, _ = envs.reset(seed=everyone.tolist(), options={"reset_mask": done})
                 actor.assign(playing // episodes)
+    if not np.isfinite(returns).all():
+        raise ValueError(
+            f"{environment} gave rewards that are not finite, expected finite ones; mend its rewards"
+        )
     return Returns(
         torch.from_numpy(returns).view(count, episodes),
         torch.from_numpy(lengths).view(count, episodes),
@@ -222,16 +226,23 @@ def _check(
     environment: str,
     episodes: int,
     num_envs: int,
+    seed: int,
 ) -> None:
-    for name, value in (("episodes", episodes), ("num_envs", num_envs)):
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    for name, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be >= {least}, got {value}")
     check_spaces(architecture, environment)
     check_params(params, architecture)
 
 
 def check_params(params: Mapping[str, Tensor], architecture: PolicyArchitecture) -> None:
     """Refuse weights that are not those of policies of an architecture, or not finite."""
+    more = [name for name in params if name not in architecture.parameter_shapes]
+    if more:
+        raise ValueError(
+            f"params has {', '.join(more)} beside {', '.join(architecture.parameter_shapes)}, expected only these for "
+            f"{architecture}; give the architecture that the policies have"
+        )
     for name, shape in architecture.parameter_shapes.items():
         got = tuple(params[name].shape) if name in params else None
         if got is None or got[1:] != shape or got[0] != len(params["layers.0.bias"]) or not got[0]:

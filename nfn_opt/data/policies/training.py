@@ -65,7 +65,7 @@ class PolicyOptions:
         if self.snapshots > self.generations + 1:
             raise ValueError(
                 f"snapshots is {self.snapshots}, expected at most {self.generations + 1}: a run of "
-                f"{self.generations} generations has no more policies; raise generations"
+                f"{self.generations} generations has no more policies; raise generations, or lower snapshots"
             )
         for name in ("learning_rate", "sigma", "init_scale"):
             low, high = getattr(self, name)

@@ -99,6 +99,8 @@ def ticket_data(train: ImageData, test: ImageData, architecture: Architecture) -
         data = dataclasses.replace(data, train=data.train.add(1).div_(2), test=data.test.add(1).div_(2))
     elif channels != architecture.in_channels:
         raise ValueError(f"{train!r} has {channels} channels, expected {architecture.in_channels}")
+    else:
+        architecture.sizes(side)  # refuses images that are too small
     if len(train.class_names) > architecture.classes:
         raise ValueError(
             f"{train!r} has {len(train.class_names)} classes, expected at most {architecture.classes}"

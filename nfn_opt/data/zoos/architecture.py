@@ -168,7 +168,8 @@ class CnnArchitecture(ZooArchitecture):
             if sizes[-2] < self.kernel_size:
                 raise ValueError(
                     f"images of {side} x {side} pixels are too small for {len(self.widths)} convolutions with stride "
-                    f"{self.stride}; the sides would be {sizes[:-1]}. Resize the images"
+                    f"{self.stride}; the sides would be {sizes[:-1]}. Resize the images (--size of the "
+                    "scripts, size= of load_images)"
                 )
         return sizes
 

@@ -141,6 +141,8 @@ def test_observations_that_are_visited(generator: torch.Generator) -> None:
 def test_refusals(predictors: list[ReturnPredictor]) -> None:
     with pytest.raises(ValueError, match="predictors is empty"):
         improve(draw(2), [])
+    with pytest.raises(ValueError, match="stack the policies along a first axis"):
+        improve({name: value[0] for name, value in draw(2).items()}, predictors)
     with pytest.raises(ValueError, match="radius > 0"):
         ImproveConfig(radius=0.0)
     other = PolicyArchitecture(observations=3, outputs=2, hidden=(4,))

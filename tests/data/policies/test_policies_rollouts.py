@@ -134,6 +134,10 @@ def test_what_does_not_fit_is_said() -> None:
         roll_out(params, architecture, "Pendulum-v1")
     with pytest.raises(ValueError, match="episodes must be >= 1, got 0"):
         roll_out(params, architecture, "CartPole-v1", episodes=0)
+    with pytest.raises(ValueError, match="seed must be >= 0, got -3"):
+        roll_out(params, architecture, "CartPole-v1", seed=-3)
+    with pytest.raises(ValueError, match=r"params has layers.9.weight beside .*, expected only these"):
+        roll_out({**params, "layers.9.weight": torch.zeros(2, 1)}, architecture, "CartPole-v1")
     with pytest.raises(ValueError, match=r"'layers.0.bias'\] must be finite"):
         roll_out({**params, "layers.0.bias": torch.full((2, 5), torch.nan)}, architecture, "CartPole-v1")
     with pytest.raises(ValueError, match=r"layers.1.bias.*got nothing"):
