@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ HEAD: Mapping[str, Any] = {"embedding": 256, "head_width": 256, "head_layers": 2
 """What follows the reader, the same for all of them."""
 
 PEER, CLIMBED = "HNP of the nfn package", ("HNP", "HNP and probes")
-"""The one that is built of another package's layers, and those whose ensemble is climbed."""
+"""The one that is built of another package's layers, and those that policies climb, each by itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,26 +268,31 @@ def choose_mediocre(zoo: Zoo, predictor: ReturnPredictor, count: int) -> Zoo:
 
 
 def climb(
-    chosen: Zoo, environment: str, trained: Mapping[str, list[ReturnPredictor]], plan: Plan
-) -> dict[str, Any]:
-    """Improve policies by ensembles of predictors, one ensemble a seed, and judge them by fresh episodes."""
+    chosen: Zoo, environment: str, trained: Mapping[str, Sequence[ReturnPredictor]], plan: Plan
+) -> dict[str, Tensor]:
+    """Improve policies by the ensemble of all trainings of a kind of predictor, and judge them by fresh episodes.
+
+    Returns:
+        Of each policy, shape (N,): the return ``before``; the gain of an ascent by each kind of `CLIMBED`, under its
+        name; and of the last kind the gain that it ``predicted``, the ``distance`` that policies went, and the gain of
+        ``random`` steps as long, mean over `plan.seeds` draws.
+    """
     architecture = chosen.architecture
     assert isinstance(architecture, PolicyArchitecture)
 
     def real(params: Mapping[str, Tensor]) -> Tensor:
         return roll_out(params, architecture, environment, episodes=plan.fresh_episodes, seed=FRESH).mean
 
-    before = real(chosen.params)
-    rows: dict[str, list[Tensor]] = {"ascent": [], "random": [], "predicted": [], "distance": []}
+    gains = {"before": real(chosen.params)}
+    for kind in CLIMBED:
+        found = improve(chosen.params, trained[kind], plan.climb)
+        gains[kind] = real(found.params) - gains["before"]
+    gains |= {"predicted": found.predicted_gain.double(), "distance": found.distance.double()}
+    after = []
     for seed in range(plan.seeds):
-        found = improve(chosen.params, [trained[kind][seed] for kind in CLIMBED], plan.climb)
         generator = seeded_generator(seed, "benchmarks/policies/random")
-        rows["ascent"].append(real(found.params) - before)
-        rows["random"].append(real(random_steps(chosen.params, found.distance, generator)) - before)
-        rows["predicted"].append(found.predicted_gain.double())
-        rows["distance"].append(found.distance.double())
-    gains = {name: torch.stack(values) for name, values in rows.items()}
-    return {"before": before, **gains}
+        after.append(real(random_steps(chosen.params, found.distance, generator)))
+    return gains | {"random": torch.stack(after).mean(0) - gains["before"]}
 
 
 def measure(setting: Setting, plan: Plan, zoos: Path, out: Path) -> dict[str, Any]:

@@ -60,9 +60,16 @@ def test_intervals_and_rows() -> None:
     assert paired_interval(gains[0])["mean"] == 2
     assert paired_interval(gains[0])["low"] < 2 < paired_interval(gains[0])["high"]
     rows = gain_rows(
-        {"ascent": gains, "random": gains - 1, "predicted": gains + 3, "before": gains[0], "distance": gains}
+        {
+            "HNP": gains[0],
+            "HNP and probes": gains[1],
+            "random": gains[1] - 1,
+            "predicted": gains[1] + 3,
+            "before": gains[0],
+            "distance": gains[0],
+        }
     )
-    assert rows["ascent"]["mean"] == 3
-    assert rows["ascent, seed 1"]["mean"] == 4
+    assert rows["ascent by HNP"]["mean"] == 2
+    assert rows["ascent by HNP and probes"]["mean"] == 4
     assert rows["ascent minus random step"] == {"mean": 1, "low": 1, "high": 1}
     assert rows["optimism (predicted minus real gain)"]["mean"] == 3

@@ -29,7 +29,7 @@ class ImproveConfig:
         ValueError: If a number is out of bounds.
     """
 
-    steps: int = 40
+    steps: int = 100
     radius: float = 0.5
     step: float = 0.2
     pessimism: float = 1.0
