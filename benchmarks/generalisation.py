@@ -35,6 +35,7 @@ from benchmarks.generalisation_report import (
     difference_line,
     draw,
     draw_taus,
+    in_words,
     published_table,
     stacked,
     table,
@@ -247,7 +248,7 @@ def report(
     with atomic_write(out / "generalisation.md") as temporary:
         temporary.write_text(text)
     others = [name for name in (BASELINE, REFERENCE) if name in found and name != best]
-    draw(out / "generalisation.png", found, targets, [best, *others], repr(zoo))
+    draw(out / "generalisation.png", found, targets, [best, *others], in_words(zoo))
     draw_taus(out / "taus.png", found, targets)
     _write_predictions(out / "predictions.csv", found, targets)
     metrics = {f"tau/{name}": mean for name, mean in means.items()}

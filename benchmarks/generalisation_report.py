@@ -127,6 +127,11 @@ def draw(
         figure.savefig(temporary, format="png", dpi=110)
 
 
+def in_words(zoo: Any) -> str:
+    """What a zoo is, as the heading of a figure."""
+    return repr(zoo).partition("(")[2].removesuffix(")")
+
+
 def draw_taus(path: Path, found: Mapping[str, Sequence[Trained]], targets: Tensor) -> None:
     """Kendall's tau of every training, by predictor."""
     order = sorted(found, key=lambda name: statistics.mean(taus(found[name], targets)))

@@ -38,7 +38,14 @@ from benchmarks.inr_classification_report import PUBLISHED, metrics, table
 from benchmarks.kept_trainings import KeptTrainings
 from editors.inr2array import Inr2Array
 from editors.inr2array.data import InrParts, fit_parts
-from editors.inr2array.pictures import draw_map, draw_neighbours, draw_reconstructions, map_arrays, nearest
+from editors.inr2array.pictures import (
+    draw_map,
+    draw_neighbours,
+    draw_reconstructions,
+    map_arrays,
+    nearest,
+    one_of_each,
+)
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.data import load_images
 from nfn_opt.functionals import ArrayClassifierConfig, BodyConfig, LatentEncoderConfig
@@ -203,11 +210,14 @@ def draw(parts: InrParts, out: Path) -> dict[str, float]:
     arrays = model.embed(test)
     near = nearest(arrays, model.embed(gallery), 3)
     share = (gallery.labels[near[:, 0]] == test.labels).float().mean().item()
-    draw_reconstructions(out / "reconstructions.png", model, test, "Test INRs, and what their arrays show")
+    some = one_of_each(test.labels, 10)
+    draw_reconstructions(
+        out / "reconstructions.png", model, test[some], "Test INRs, and what their arrays show"
+    )
     title = (
         f"Test INRs and the training INRs of the nearest arrays; the first is of their class in {share:.0%}"
     )
-    draw_neighbours(out / "neighbours.png", test[:10], gallery, near[:10], title)
+    draw_neighbours(out / "neighbours.png", test[some], gallery, near[some], title)
     places = map_arrays(arrays[:SHOWN_ON_MAP])
     title = f"t-SNE of the arrays of {len(places)} test INRs, learned without labels"
     draw_map(out / "map.png", places, test.labels[:SHOWN_ON_MAP], parts.class_names, title)

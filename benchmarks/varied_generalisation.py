@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.generalisation import train_timed
-from benchmarks.generalisation_report import Trained, difference_line, draw, stacked, table, taus
+from benchmarks.generalisation_report import Trained, difference_line, draw, in_words, stacked, table, taus
 from benchmarks.kept_trainings import KeptTrainings
 from nfn_opt.artifacts import atomic_write
 from nfn_opt.data import load_images
@@ -204,7 +204,7 @@ def run(zoo: VariedZoo, protocol: Protocol, out: Path, config: Mapping[str, Any]
         for name, some in found.items():
             metrics[f"{split}/tau/{name}"] = statistics.mean(taus(some, targets))
         path = out / f"varied_{'new' if by_architecture else 'seen'}.png"
-        draw(path, found, targets, [RELATION, STATISTICS], f"{zoo!r}; {split}")
+        draw(path, found, targets, [RELATION, STATISTICS], f"{in_words(zoo)}; {split}")
     with atomic_write(out / "varied_generalisation.md") as temporary:
         temporary.write_text(text)
     write_json(

@@ -15,7 +15,7 @@ from editors.inr_set import InrSet
 from editors.pictures import draw_rows
 from nfn_opt.artifacts import atomic_write
 
-__all__ = ["draw_map", "draw_neighbours", "draw_reconstructions", "map_arrays", "nearest"]
+__all__ = ["draw_map", "draw_neighbours", "draw_reconstructions", "map_arrays", "nearest", "one_of_each"]
 
 PRINCIPAL = 50
 """Principal components that the map is made of, as is usual for t-SNE."""
@@ -45,6 +45,19 @@ def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
     center = gallery.flatten(1).mean(0)
     own, others = (F.normalize(some.flatten(1) - center, dim=1) for some in (queries, gallery))
     return (own @ others.T).topk(count, dim=1).indices
+
+
+def one_of_each(labels: Tensor, count: int) -> Tensor:
+    """Places of the first of each class, then of the others, `count` in all.
+
+    Example:
+        >>> one_of_each(torch.tensor([1, 1, 0, 2, 0]), 4).tolist()
+        [2, 0, 3, 1]
+    """
+    firsts = torch.stack([torch.nonzero(labels == number)[0, 0] for number in labels.unique()])
+    others = torch.ones(len(labels), dtype=torch.bool)
+    others[firsts] = False
+    return torch.cat([firsts, torch.nonzero(others).squeeze(1)])[:count]
 
 
 def draw_reconstructions(

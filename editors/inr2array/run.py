@@ -15,7 +15,14 @@ from editors.inr2array.classifier import InrClassifier
 from editors.inr2array.data import InrParts, fit_parts
 from editors.inr2array.decoder import DecoderConfig
 from editors.inr2array.model import Inr2Array, Inr2ArrayConfig
-from editors.inr2array.pictures import draw_map, draw_neighbours, draw_reconstructions, map_arrays, nearest
+from editors.inr2array.pictures import (
+    draw_map,
+    draw_neighbours,
+    draw_reconstructions,
+    map_arrays,
+    nearest,
+    one_of_each,
+)
 from editors.inr2array.training import (
     accuracy,
     check_labels,
@@ -282,9 +289,9 @@ def _finish(
         "neighbour_accuracy": accuracy(known[near[:, 0]], labels),
         "reconstruction_mse": 4 * (model.reconstruct(test) - test.render()).square().mean().item(),
     }
-    some = slice(0, 10)
+    some = one_of_each(labels, 10)
     title = f"Test INRs, mean squared error {scores['reconstruction_mse']:.4f}, values in [-1, 1]"
-    draw_reconstructions(run.out / "reconstructions.png", model, test, title)
+    draw_reconstructions(run.out / "reconstructions.png", model, test[some], title)
     share = f"{scores['neighbour_accuracy']:.1%}"
     title = f"Test INRs and the training INRs of the nearest arrays; the first is of their class in {share}"
     draw_neighbours(run.out / "neighbours.png", test[some], gallery, near[some], title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -48,10 +49,11 @@ def draw_zoo(zoo: Zoo, path: str | os.PathLike[str]) -> Path:
     left.set(xlabel="test accuracy", ylabel="networks", xlim=(0, 1))
     left.legend(title="activation")
     optimizers = np.asarray(good.table["optimizer"])
-    for kind in sorted(set(optimizers.tolist())):
-        chosen = optimizers == kind
-        right.scatter(rate[chosen], accuracy[chosen], s=10, alpha=0.7, linewidths=0, label=kind)
+    for number, kind in enumerate(sorted(set(optimizers.tolist()))):
+        chosen, color = optimizers == kind, f"C{len(kinds) + number}"
+        right.scatter(rate[chosen], accuracy[chosen], s=10, alpha=0.7, linewidths=0, color=color, label=kind)
     right.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", ylim=(0, 1))
+    _few_ticks(right)
     right.legend(title="optimizer", loc="upper left", bbox_to_anchor=(1, 1))
     title = f"{len(good):,} networks of {zoo.architecture.parameters:,} parameters"
     figure.suptitle(title + (f"; {good.left_out} not finite, left out" if good.left_out else ""))
@@ -126,9 +128,20 @@ def draw_adders_zoo(zoo: Zoo, path: str | os.PathLike[str]) -> Path:
     left.set(xlabel="sums without a mistake", ylabel="networks", xlim=(0, 1))
     points = right.scatter(rate, success, s=10, c=steps, linewidths=0)
     right.set(xscale="log", xlabel="learning rate", ylabel="sums without a mistake", ylim=(0, 1))
+    _few_ticks(right)
     figure.colorbar(points, ax=right, label="steps")
     title = f"{len(good):,} x {good.architecture.summary}"
     figure.suptitle(title + (f"; {good.left_out} not finite, left out" if good.left_out else ""))
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
     return Path(path)
+
+
+def _few_ticks(axes: Any) -> None:
+    """Ticks of a logarithmic axis that cannot lie on each other, however short it is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=8, rotation=30)
