@@ -30,7 +30,14 @@ from nfn_opt.artifacts import atomic_write, read_header
 from nfn_opt.data.zoos import VariedZoo, Zoo, load_small_cnn_zoo
 from nfn_opt.meta.config import plain_record
 from nfn_opt.meta.run_folder import environment, write_json
-from nfn_opt.predictors import NetworkGroup, Predictor, PredictorConfig, PredictorData, zoo_data
+from nfn_opt.predictors import (
+    NetworkGroup,
+    Predictor,
+    PredictorConfig,
+    PredictorData,
+    failed_networks,
+    zoo_data,
+)
 from nfn_opt.predictors.report import draw_predictions, draw_training, score_report
 from nfn_opt.predictors.training import SCORE_NAMES, predictions, train_on_groups
 from nfn_opt.training import TrainingConfig, TrainingResult
@@ -56,7 +63,8 @@ class PredictorRun:
         val_fraction: Share of the networks that chooses the best weights.
         test_fraction: Share of the networks that is kept for the reported scores.
         split_seed: Seed by which networks are dealt to training, validation and test.
-        predictor: The predictor. Its inputs, and for classes its target and outputs, follow from the networks.
+        predictor: The predictor. Its inputs, and for classes its target and outputs, follow from the networks, whatever
+            is given here.
         training: Steps, batch size, learning rate, validations.
         seed: Seed of the predictor's initial weights.
         device: "cpu", "cuda", or another device of PyTorch's.
@@ -154,13 +162,24 @@ def _of_inrs(inrs: InrSet, run: PredictorRun) -> tuple[PredictorData, dict[str, 
         raise ValueError(
             f"{run.source} has INRs without labels, expected the class of each; fit labelled images"
         )
-    labels, inrs = inrs.labels[: run.limit], inrs[: run.limit]
+    if run.column is not None or run.log or run.beside != "auto":
+        raise ValueError(
+            f"{run.source} has INRs, whose label is predicted; leave out --column, --log and --beside, which are for "
+            "zoos"
+        )
+    inrs = inrs[: run.limit]
+    failed = failed_networks(inrs.params)
+    inrs = inrs[~failed]
+    labels = inrs.labels
+    assert labels is not None
+    if int(labels.min()) < 0:
+        raise ValueError(f"{run.source} has the label {int(labels.min())}, expected labels of 0 or more")
     network, coords = Siren(inrs.config), coordinates(*inrs.image_size)
     space = WeightSpace.from_module(network, coords[:2], symmetry=run.predictor.symmetry)
     params = {name: inrs.params[name] for name in space.names}
     classes = tuple(str(number) for number in range(int(labels.max()) + 1))
     group = NetworkGroup(params, labels)
-    data = PredictorData(space, [group], "label", (), classes, run.source)
+    data = PredictorData(space, [group], "label", (), classes, run.source, int(failed.sum()))
     start = coords[torch.linspace(0, len(coords) - 1, run.predictor.probes).long()]
     return data, {"network": network, "probes": start} if run.predictor.kind == "probing" else {}
 

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -93,9 +93,10 @@ class Inr2ArrayRun:
         latent_channels: Channels of a latent.
         grid: Rows and columns of the array.
         decoder: How patches are made from latents.
-        training: How the Inr2Array is trained.
+        training: How the Inr2Array is trained; its seed is `seed`.
         pixels: Pixels that a step compares; all if not given.
-        arrays: How the classifier of its arrays is trained.
+        arrays: How the classifier of its arrays is trained; its seed is `seed`, and places, latent channels and classes
+            follow from the rest.
         seed: Seed of both trainings' initial weights and orders.
         resume: Go on with a training that was stopped.
     """
@@ -107,7 +108,7 @@ class Inr2ArrayRun:
     counts: tuple[int, int, int] = (8000, 500, 1500)
     views: int = 2
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
-    body: str = "messages"
+    body: Literal["messages", "np", "hnp", "nft"] = "messages"
     channels: int = 96
     read_channels: int | None = 256
     body_layers: int = 3

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.artifacts import ArtifactError, save_artifact
+from nfn_opt.data.zoos import ZooOptions
 from nfn_opt.data.zoos.architecture import CnnArchitecture, SmallCnn
+from nfn_opt.data.zoos.hyperparameters import draw_members, initial_parameters
 from nfn_opt.predictors import (
     KINDS,
     NetworkGroup,
@@ -275,4 +277,15 @@ def test_untrained_networks_are_predicted_to_be_near_chance(generator: torch.Gen
         params[name] = torch.zeros_like(drawn) if name.endswith("bias") else bound * drawn  # He normal
     for tanh in (0.0, 1.0):
         found = predictor.predict(params, torch.full((10, 1), tanh))
+        assert 0.05 < found.mean().item() < 0.2
+
+
+def test_so_are_untrained_layers_of_pytorch() -> None:
+    """Their biases are random, where those of the usual zoos begin at zero."""
+    predictor = Predictor.pretrained("mnist-accuracy")
+    members = draw_members(ZooOptions(w_init=("pytorch",), seed=1), 20, 50_000)
+    drawn = [initial_parameters(member, CnnArchitecture(), 1) for member in members]
+    params = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    for tanh in (0.0, 1.0):
+        found = predictor.predict(params, torch.full((20, 1), tanh))
         assert 0.05 < found.mean().item() < 0.2

@@ -49,7 +49,8 @@ def test_a_run_and_the_same_again(
 
 
 def test_refusals(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*words, "--body=conv"]) == 2
-    assert "expected messages, np, hnp or nft" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--body=conv"])
+    assert "invalid choice 'conv'" in capsys.readouterr().err
     assert main([*words, "--grid", "3", "2"]) == 2
     assert "that divide (height, width)" in capsys.readouterr().err

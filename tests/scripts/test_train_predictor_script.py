@@ -115,7 +115,9 @@ def test_networks_of_many_architectures(
 
 
 @pytest.mark.parametrize("kind", ["np", "probing"])
-def test_inrs(kind: str, tmp_path: Path, generator: torch.Generator) -> None:
+def test_inrs(
+    kind: str, tmp_path: Path, generator: torch.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = SirenConfig(hidden_width=5)
     inrs = InrSet(
         initial_parameters(config, 30, generator),
@@ -124,12 +126,16 @@ def test_inrs(kind: str, tmp_path: Path, generator: torch.Generator) -> None:
         (6, 6),
         labels=torch.arange(30) % 3,
     )
+    next(iter(inrs.params.values()))[4] = torch.inf
     path = inrs.save(tmp_path / "inrs.safetensors")
     words = [f"--networks={path}", f"--out={tmp_path / 'run'}", *SMALL, f"--predictor.kind={kind}"]
     assert train_predictor.main([*words, "--predictor.no-statistics"]) == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["classes"] == ["0", "1", "2"]
     assert scores["column"] == "label"
+    assert (scores["networks"]["count"], scores["networks"]["left_out"]) == (29, 1)
+    assert train_predictor.main([*words, "--log"]) == 2
+    assert "leave out --column, --log and --beside" in capsys.readouterr().err
 
 
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,7 +164,11 @@ def _words(architecture: PolicyArchitecture) -> str:
 
 def _spaces(environment: str) -> tuple[int, gymnasium.spaces.Discrete | gymnasium.spaces.Box]:
     """Length of the observations, and the space of the actions."""
-    with gymnasium.make(environment) as made:
+    try:
+        made = gymnasium.make(environment)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"gymnasium cannot make the environment {environment!r}: {error}") from error
+    with made:
         seen, acted = made.observation_space, made.action_space
     if not isinstance(seen, gymnasium.spaces.Box) or len(seen.shape) != 1:
         raise ValueError(

@@ -168,6 +168,11 @@ def test_environments_that_no_policy_fits(monkeypatch: pytest.MonkeyPatch) -> No
         PolicyArchitecture.of_environment("Grid")
 
 
+def test_an_environment_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="gymnasium cannot make the environment 'Pole-v9'"):
+        PolicyArchitecture.of_environment("Pole-v9")
+
+
 def test_architectures_that_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one hidden layer"):
         PolicyArchitecture(observations=2, outputs=1, hidden=())
