@@ -36,7 +36,8 @@ class PredictRun:
         folder: Folder of .pt, .pth and .safetensors files, each with the state dict of one network.
         predictor: File of a predictor, or the name of one that ships: mnist-accuracy.
         known: What the weights do not say and the predictor asks for, the same for all networks, as
-            activation=relu or dropout=0.1.
+            activation=relu, dropout=0.1, or for networks of many architectures activations=relu-tanh-relu, one of each
+            layer or one of all.
         table: CSV file that says it for each network: a column "file", and one for each thing that is known.
         out: Write the table (.csv) and the picture (.png) under this name; by default "predictions" in the folder.
     """
@@ -98,7 +99,8 @@ def known_inputs(run: PredictRun, predictor: Predictor, file: Path) -> Tensor:
     for name in predictor.config.inputs:
         column, _, word = name.partition("=")
         if column not in known:
-            what = "activation=relu" if column == "activation" else f"{column}=..."
+            forms = {"activation": "relu", LISTED: "relu-tanh-relu (of each layer, or one of all)"}
+            what = f"{column}={forms.get(column, '...')}"
             raise ValueError(
                 f"{column} of {file.name} is not known: weights do not say it, and the predictor asks for it; give "
                 f"--known {what}, or a --table with a column {column!r}"

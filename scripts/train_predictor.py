@@ -132,11 +132,31 @@ def read_networks(run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
             zoo = Zoo.concat([Zoo.load(path) for path in run.networks])
         else:
             zoo = VariedZoo.concat([VariedZoo.load(path) for path in run.networks])
+        if len(run.networks) > 1:
+            check_distinct(zoo, run.source)
         return _of_zoo(zoo if run.limit is None else zoo[: run.limit], run), {}
     if kinds == ["inr_set"]:
         return _of_inrs(InrSet.load(first), run)
     found = ", ".join(f"{path} holds a {kind!r}" for path, kind in zip(run.networks, kinds, strict=True))
     raise ValueError(f"{found}; expected a zoo, several of one kind, or a set of INRs")
+
+
+def check_distinct(zoo: Zoo | VariedZoo, source: str) -> None:
+    """Refuse joined zoos that share networks, which might be trained on and scored with.
+
+    Raises:
+        ValueError: If a network is there twice.
+    """
+    groups = [zoo.params] if isinstance(zoo, Zoo) else [group.params for group in zoo.groups()]
+    twice = 0
+    for params in groups:
+        rows = torch.cat([value.flatten(1) for value in params.values()], 1).numpy()
+        twice += len(rows) - len({row.tobytes() for row in rows})
+    if twice:
+        raise ValueError(
+            f"{twice} networks are there more than once in {source}, expected different ones; build zoos with "
+            "different --seed"
+        )
 
 
 def _of_zoo(zoo: Zoo | VariedZoo, run: PredictorRun) -> PredictorData:

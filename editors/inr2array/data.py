@@ -70,6 +70,11 @@ def fit_parts(
         )
     if views < 0:
         raise ValueError(f"views is {views}, expected 0 (each training image is fitted once) or more")
+    if sum(counts) > len(images):
+        raise ValueError(
+            f"counts is {tuple(counts)}, {sum(counts):,} images, expected at most the {len(images):,} that there are; "
+            "give fewer (--counts) or more images"
+        )
     options = options or FitOptions()
     dealt = images.split(dict(zip(("train", "validation", "test"), counts, strict=True)), seed=0)
 

@@ -79,7 +79,7 @@ class Inr2ArrayRun:
 
     Attributes:
         images: Any source of nfn_opt.data.load_images: a name, an .npz file, a folder of pictures.
-        out: Folder to write to; what it holds of the same run is read, not made again.
+        out: Folder to write to. With `resume` what it holds of the same run is read, not made again; INRs always are.
         size: Height and width to resize the images to, in pixels.
         gray: Turn the images gray.
         counts: Images of training, validation and test.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,18 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
             f"one of the keys {', '.join(WRAPPERS)}"
         )
     # What DistributedDataParallel puts before every name.
-    return {str(name).removeprefix("module."): value for name, value in held.items()}
+    state = {str(name).removeprefix("module."): value for name, value in held.items()}
+    if file.suffix == ".safetensors":  # such a file does not keep the order of its tensors
+        state = {name: state[name] for name in sorted(state, key=_place)}
+    return state
+
+
+def _place(name: str) -> tuple[list[tuple[int, str]], int, str]:
+    """Where a tensor stands among those of a module, by its name: numbers count as such, weights come before biases."""
+    *module, kind = name.split(".")
+    words = [word for part in module for word in re.split(r"(\d+)", part) if word]
+    order = [(int(word), "") if word.isdigit() else (-1, word) for word in words]
+    return order, {"weight": 0, "bias": 1}.get(kind, 2), kind
 
 
 def _matched(file: Path, state: Mapping[str, Tensor], predictor: Predictor) -> Checkpoint:

@@ -112,7 +112,9 @@ def zoo_data(
     if column is None:
         column = SCORES[-1] if isinstance(good, VariedZoo) else good.architecture.scores[-1]
     if beside is None:
-        beside = [name for name in ("activation", LISTED) if name in good.table]
+        beside = [name for name in ("activation", LISTED) if name in good.table and name != column]
+    elif column in beside:
+        raise ValueError(f"{column} is predicted, expected other columns beside the weights; leave it out")
     targets, classes = column_targets(good.table, column)
     names = input_names(good.table, beside) if inputs is None else tuple(inputs)
     numbers = table_inputs(good.table, names) if names else None

@@ -62,6 +62,9 @@ def test_several_zoos(tmp_path: Path, generator: torch.Generator, capsys: pytest
     words = ["--networks", *map(str, files), f"--out={tmp_path / 'run'}", *SMALL]
     assert train_predictor.main(words) == 0
     assert "30 networks (20 train, 2 val, 8 test), 0 left out" in capsys.readouterr().out
+    words = ["--networks", str(files[0]), str(files[0]), f"--out={tmp_path / 'twice'}", *SMALL]
+    assert train_predictor.main(words) == 2
+    assert "20 networks are there more than once in" in capsys.readouterr().err
     other = made_varied_zoo(1, generator).save(tmp_path / "varied.safetensors")
     words = ["--networks", str(files[0]), str(other), f"--out={tmp_path / 'other'}", *SMALL]
     assert train_predictor.main(words) == 2
@@ -81,6 +84,10 @@ def test_other_columns(tmp_path: Path, generator: torch.Generator) -> None:
     predictor = Predictor.load(tmp_path / "b" / "predictor.safetensors")
     assert predictor.config.target == "value"
     assert predictor.target_mean < -1.5
+    words = [*words[:-2], "--column=activation", f"--out={tmp_path / 'c'}"]
+    assert train_predictor.main(words) == 0
+    assert Predictor.load(tmp_path / "c" / "predictor.safetensors").config.inputs == ()
+    assert train_predictor.main([*words[:-1], f"--out={tmp_path / 'd'}", "--beside", "activation"]) == 2
 
 
 def test_networks_of_many_architectures(
@@ -163,7 +170,9 @@ def test_predictions_for_a_folder(
     torch.save(
         {"model": {f"module.{k}": v for k, v in zoo.state_dict(1).items()}, "step": 3}, folder / "b.pth"
     )
-    renamed = {f"{i}.x": value for i, value in enumerate(zoo.state_dict(2).values())}
+    tensors = list(zoo.state_dict(2).values())  # in an order and with names of their own, as of nn.Sequential
+    kinds = ("weight", "bias")
+    renamed = {f"net.{8 + 2 * (i // 2)}.{kinds[i % 2]}": value for i, value in enumerate(tensors)}
     safetensors.torch.save_file(renamed, folder / "c.safetensors")
     torch.save({name: 100 * value for name, value in zoo.state_dict(3).items()}, folder / "d.pt")
     broken = zoo.state_dict(4)
@@ -190,7 +199,7 @@ def test_predictions_for_a_folder(
     assert "under one of the keys state_dict, model_state_dict, model" in rows["k.pt"]["not_predicted"]
     assert "num_batches_tracked holds no floating-point numbers" in rows["l.pt"]["not_predicted"]
     predictor = Predictor.load(file)
-    for number, name in enumerate(("a.pt", "b.pth")):
+    for number, name in enumerate(("a.pt", "b.pth", "c.safetensors")):
         alone = predictor.predict(zoo[number].params, torch.zeros(1, 1)).item()
         assert rows[name]["predicted"] == f"{alone:.3f}"
         assert rows[name]["outside_training_range"] == ""

@@ -90,6 +90,7 @@ def build_policy_zoo(
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
     options = options or PolicyOptions()
+    options.architecture  # noqa: B018  (refuses what cannot be built, before anything is written)
     members = [
         _Member(run.number * options.snapshots + place, run, options.generations + 1)
         for run in draw_runs(options, runs)

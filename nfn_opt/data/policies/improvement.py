@@ -65,7 +65,7 @@ class Improvement:
 
 def improve(
     params: Mapping[str, Tensor],
-    predictors: Sequence[ReturnPredictor],
+    predictors: Sequence[ReturnPredictor] | ReturnPredictor,
     config: ImproveConfig | None = None,
 ) -> Improvement:
     r"""Climb the predicted return in weight space, within a ball around each policy.
@@ -78,12 +78,14 @@ def improve(
 
     Args:
         params: Weights of B policies, ``{name: (B, *shape)}``; they are not changed.
-        predictors: Trained on policies of this architecture, better several of other seeds.
+        predictors: Trained on policies of this architecture, one or better several of other seeds.
         config: Steps, radius and pessimism.
 
     Raises:
         ValueError: If there is no predictor, or weights do not fit.
     """
+    if isinstance(predictors, ReturnPredictor):
+        predictors = [predictors]
     if not predictors:
         raise ValueError("predictors is empty, expected at least one; train some with train_return_predictor")
     config = config or ImproveConfig()

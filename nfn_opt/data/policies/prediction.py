@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nfn_opt.data.policies.architecture import Policy, PolicyArchitecture
+from nfn_opt.data.policies.rollouts import check_params
 from nfn_opt.data.zoos.zoo import Zoo
 from nfn_opt.predictors import NetworkGroup, Predictor, PredictorConfig, kendall_tau, permute_each
 from nfn_opt.training import TrainingConfig, train
@@ -136,7 +137,12 @@ class ReturnPredictor(nn.Module):
 
     @torch.no_grad()
     def returns(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Predicted mean returns (B,), in evaluation mode."""
+        """Predicted mean returns (B,) of policies ``{name: (B, *shape)}``, in evaluation mode.
+
+        Raises:
+            ValueError: If weights do not fit, or are not finite.
+        """
+        check_params(params, self.architecture)
         return self.scale.returns(self.predictor.predict(params).squeeze(1))
 
 

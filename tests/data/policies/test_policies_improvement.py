@@ -141,6 +141,10 @@ def test_observations_that_are_visited(generator: torch.Generator) -> None:
 def test_refusals(predictors: list[ReturnPredictor]) -> None:
     with pytest.raises(ValueError, match="predictors is empty"):
         improve(draw(2), [])
+    with pytest.raises(ValueError, match=r"params has 0.weight, .* beside layers.0.weight"):
+        predictors[0].returns({f"{number}.weight": value for number, value in enumerate(draw(2).values())})
+    alone = improve(draw(2), predictors[0], ImproveConfig(steps=2))
+    assert torch.equal(alone.before, improve(draw(2), predictors[:1], ImproveConfig(steps=2)).before)
     with pytest.raises(ValueError, match="stack the policies along a first axis"):
         improve({name: value[0] for name, value in draw(2).items()}, predictors)
     with pytest.raises(ValueError, match="radius > 0"):

@@ -135,6 +135,12 @@ def test_options_that_are_refused(changes: dict[str, Any], message: str) -> None
         PolicyOptions(**changes)
 
 
+def test_policies_that_cannot_be_built_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one hidden layer"):
+        build_policy_zoo(tmp_path / "zoo.safetensors", runs=2, options=PolicyOptions(hidden=()))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--kind=policies", "--environment=Pendulum-v1", "--count=2", "--hidden", "3", "--pairs=2"]
     words += ["--generations=1", "--snapshots=2", "--episodes=1", f"--out={tmp_path / 'zoo'}"]
