@@ -106,16 +106,31 @@ def known_inputs(run: PredictRun, predictor: Predictor, file: Path) -> Tensor:
                 f"--known {what}, or a --table with a column {column!r}"
             )
         said = known[column]
-        several = column == LISTED
-        parts = said.split("-") if several else [said]
-        unknown = [part for part in parts if part not in words.get(column, [part])]
-        if word and (unknown or not said):
-            raise ValueError(
-                f"{column} of {file.name} is {said!r}, expected {', '.join(words.get(column, [word]))}, which the "
-                f"training networks had{', joined by hyphens' if several else ''}"
-            )
-        values.append(table_inputs({column: (said,)}, [name]).item() if word else _number(said, column, file))
+        values.append(_share(said, name, words.get(column), file) if word else _number(said, column, file))
     return torch.tensor([values])
+
+
+def _share(said: str, name: str, words: Sequence[str] | None, file: Path) -> float:
+    """Share of the words said of a network that are the one of an input; of a single word 1 or 0.
+
+    Args:
+        said: What is said of the network: a word, or one of each layer, joined by hyphens.
+        name: Of the input, as "activation=tanh".
+        words: Those of the training networks, if they are known.
+        file: Where the network lies.
+
+    Raises:
+        ValueError: If the training networks had no such word.
+    """
+    column, _, word = name.partition("=")
+    several = column == LISTED
+    parts = said.split("-") if several else [said]
+    if not said or (words and not set(parts) <= set(words)):
+        raise ValueError(
+            f"{column} of {file.name} is {said!r}, expected {', '.join(words or [word])}, which the training networks "
+            f"had{', joined by hyphens' if several else ''}"
+        )
+    return table_inputs({column: (said,)}, [name]).item()
 
 
 def _number(said: str, column: str, file: Path) -> float:
