@@ -209,10 +209,10 @@ def load_public_inrs(
         ArtifactError: If a file is truncated, corrupt, or not a network of that set; it is named.
 
     Example:
-        >>> load_public_inrs("runs")
+        >>> load_public_inrs("nowhere")
         Traceback (most recent call last):
         ...
-        FileNotFoundError: there is no folder 'runs'; ...
+        FileNotFoundError: there is no folder 'nowhere'; ...
     """
     inrs = list_public_inrs(folder, split=split, splits=splits, copies=copies)
     if limit is not None and limit < 1:
