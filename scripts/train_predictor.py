@@ -122,6 +122,8 @@ def read_networks(run: PredictorRun) -> tuple[PredictorData, dict[str, Any]]:
     Raises:
         ValueError: If the file is of no kind that predictors are trained on, or lacks the column.
     """
+    if not run.networks:
+        raise ValueError("networks is empty, expected at least one file; give --networks FILE")
     first = run.networks[0]
     if len(run.networks) == 1 and first.is_dir():
         return _of_zoo(load_small_cnn_zoo(first, limit=run.limit), run), {}

@@ -62,6 +62,8 @@ def test_several_zoos(tmp_path: Path, generator: torch.Generator, capsys: pytest
     words = ["--networks", *map(str, files), f"--out={tmp_path / 'run'}", *SMALL]
     assert train_predictor.main(words) == 0
     assert "30 networks (20 train, 2 val, 8 test), 0 left out" in capsys.readouterr().out
+    assert train_predictor.main(["--networks", f"--out={tmp_path / 'none'}", *SMALL]) == 2
+    assert "networks is empty, expected at least one file" in capsys.readouterr().err
     words = ["--networks", str(files[0]), str(files[0]), f"--out={tmp_path / 'twice'}", *SMALL]
     assert train_predictor.main(words) == 2
     assert "20 networks are there more than once in" in capsys.readouterr().err
